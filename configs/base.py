@@ -1,0 +1,91 @@
+"""Every field of a config, once, with its type, unit and source. The other configs are deltas on this one.
+
+Model keys keep the names of the published score_sde configs, so that theirs can be copied over line by line.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The settings shared by all experiments; locked against unknown keys and wrong types."""
+    config = ConfigDict()
+    config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
+
+    config.sde = sde = ConfigDict()
+    sde.name = "ve"  # ve, vp or subvp
+    sde.sigma_min = 0.01  # VE: smallest noise level, data units
+    sde.sigma_max = 50.0  # VE: largest noise level, data units
+    sde.beta_min = 0.1  # VP and sub-VP: noise rate at t = 0
+    sde.beta_max = 20.0  # VP and sub-VP: noise rate at t = 1
+    sde.eps = 1e-5  # end time; 1e-5 for VE, 1e-3 for VP and sub-VP (paper, section 4)
+    sde.T = 1.0  # start time
+
+    config.solver = solver = ConfigDict()
+    solver.name = "adaptive"  # adaptive or euler_maruyama
+    solver.denoise = True  # end with one Tweedie step (one more evaluation)
+    # Adaptive (arXiv 2105.14080, Algorithm 1)
+    solver.eps_rel = 0.02  # relative tolerance: the one knob
+    solver.eps_abs = 1 / 256  # absolute tolerance: one grey level, data units (2/256 for [-1, 1])
+    solver.safety = 0.9  # theta
+    solver.exponent = 0.9  # r: h <- theta h error^-r
+    solver.first_step = 0.01  # h at t = T; 0.01 for VP, 0.5 for VE (appendix)
+    solver.norm = "l2"  # of error/tolerance over a sample: l2 (root mean square) or linf
+    solver.extrapolate = True  # keep the higher-order value
+    solver.use_previous = True  # |x'_prev| in the tolerance
+    solver.error_estimate = "heun"  # heun (stochastic improved Euler) or lamba
+    solver.noise_on_rejection = "redraw"  # redraw (as published) or hold
+    # Euler-Maruyama
+    solver.num_steps = 1000  # uniform in t
+
+    config.model = model = ConfigDict()
+    model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm
+    model.checkpoint = placeholder(str)  # path from the project's root or absolute; none yet: train
+    model.nf = 128  # channels at the first resolution
+    model.ch_mult = (1, 2, 2, 2)  # channels at each resolution, in multiples of nf
+    model.num_res_blocks = 4  # at each resolution
+    model.attn_resolutions = (16,)  # image sizes at which attention is used
+    model.dropout = 0.1
+    model.resamp_with_conv = True
+    model.conditional = True  # on time
+    model.fir = False  # resample with a finite-impulse-response filter
+    model.fir_kernel = (1, 3, 3, 1)
+    model.skip_rescale = True  # divide residual sums by sqrt(2)
+    model.resblock_type = "biggan"  # biggan or ddpm
+    model.progressive = "none"  # none, output_skip or residual
+    model.progressive_input = "none"  # none, input_skip or residual
+    model.progressive_combine = "sum"  # sum or cat
+    model.embedding_type = "positional"  # positional or fourier
+    model.fourier_scale = 16.0
+    model.init_scale = 0.0  # of the last convolutions' weights
+    model.scale_by_sigma = False  # divide the output by sigma (VE)
+    model.dtype = "float32"  # of the network's computation: float32 or bfloat16
+
+    config.data = data = ConfigDict()
+    data.name = "digits"
+    data.image_size = 8  # pixels a side
+    data.num_channels = 1
+    data.centered = False  # images in [-1, 1] (VP) instead of [0, 1] (VE)
+    data.random_flip = False  # horizontally, in training
+    data.uniform_dequantization = False  # add U(0, 1) of a grey level, in training
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128
+    training.num_steps = 1_300_000
+    training.checkpoint_every = 10_000  # steps
+    training.snapshot_every = 50_000  # steps; a sample grid
+    training.log_every = 100  # steps
+    training.likelihood_weighting = False  # weight by g(t)^2 instead of sigma(t)^2 (arXiv 2101.09258)
+    training.learning_rate = 2e-4  # Adam; betas 0.9 and 0.999 (arXiv 2011.13456, appendix H)
+    training.warmup_steps = 5000  # linear from 0
+    training.gradient_clip = 1.0  # global norm
+    training.ema_rate = 0.9999  # of the weights' moving average
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.num_samples = 50_000
+    evaluation.batch_size = 128  # lanes
+    evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
+    evaluation.features = "inception"  # network for FID and IS: inception or digits
+    evaluation.shard_size = 1024  # samples a file
+
+    return config.lock()

@@ -1,0 +1,18 @@
+"""VP on scikit-learn's 8x8 digits, the embedded default.
+
+python main.py --config=configs/vp/digits_adaptive.py
+"""
+
+from configs.ve.digits_adaptive import get_config as ve_config
+
+
+def get_config():
+    config = ve_config()
+    config.sde.name = "vp"
+    config.sde.eps = 1e-3
+    config.solver.first_step = 0.01
+    config.solver.eps_abs = 2 / 256
+    config.model.embedding_type = "positional"
+    config.model.scale_by_sigma = False
+    config.data.centered = True
+    return config

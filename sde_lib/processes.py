@@ -1,0 +1,301 @@
+"""The three diffusion processes of Song et al. (arXiv 2011.13456): VE, VP and sub-VP.
+
+Each solves dx = f(x, t) dt + g(t) dw from data at t = 0 to noise at t = T, and has Gaussian marginals
+x(t) | x(0) ~ N(alpha(t) x(0), sigma(t)^2 I). The log-SNR used throughout is lambda(t) = log(alpha/sigma)
+(Lu et al., arXiv 2206.00927, section 2.3; half of the logarithm of the power ratio).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sde_lib.checks import is_known, require, require_choice, require_positive
+
+Scalar = float | Float[Array, ""]
+Sample = Float[Array, "*shape"]
+
+
+class SDE(Protocol):
+    """What solvers, models and training ask of a diffusion process."""
+
+    @property
+    def eps(self) -> Any:
+        """Time at which sampling ends."""
+        ...
+
+    @property
+    def T(self) -> Any:
+        """Time at which sampling begins."""
+        ...
+
+    def drift(self, x: Sample, t: Scalar) -> Sample:
+        """f(x, t) of the forward SDE."""
+        ...
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        """g(t) of the forward SDE."""
+        ...
+
+    def marginal(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        """(alpha, sigma) of x(t) | x(0) ~ N(alpha x(0), sigma^2 I)."""
+        ...
+
+    def log_snr(self, t: Scalar) -> Scalar:
+        """lambda(t) = log(alpha/sigma), strictly decreasing in t."""
+        ...
+
+    def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
+        """The t at which ``log_snr(t)`` has this value."""
+        ...
+
+    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+        """A draw from the distribution that sampling starts from at t = T."""
+        ...
+
+    def network_time(self, t: Scalar) -> Scalar:
+        """The time label that the published continuous networks are conditioned on."""
+        ...
+
+    def score(self, output: Sample, t: Scalar) -> Sample:
+        """The score that a network's output stands for."""
+        ...
+
+
+def _standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Sample:
+    return jax.random.normal(key, shape, dtype)
+
+
+def _require_interval(eps: Any, T: Any) -> None:
+    if is_known(eps, T):
+        require(0 < eps < T, "eps", eps, f"a time in (0, T = {T})", "set eps below T and above zero")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VESDE:
+    """Variance exploding: dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw (arXiv 2011.13456, eq. 30).
+
+    sigma(t) = sigma_min (sigma_max/sigma_min)^t, in data units; data lie in [0, 1].
+
+    Attributes:
+        sigma_min: smallest noise level.
+        sigma_max: largest noise level; about the largest distance between two data points.
+        eps: end time of sampling.
+        T: start time of sampling.
+
+    Raises:
+        ValueError: for levels that are not 0 < sigma_min < sigma_max, or times not 0 < eps < T.
+    """
+
+    sigma_min: Scalar = 0.01
+    sigma_max: Scalar = 50.0
+    eps: Scalar = 1e-5
+    T: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        if is_known(self.sigma_min, self.sigma_max):
+            require(
+                self.sigma_min < self.sigma_max,
+                "sigma_min",
+                self.sigma_min,
+                f"a level below sigma_max = {self.sigma_max}",
+                "lower sigma_min or raise sigma_max",
+            )
+        _require_interval(self.eps, self.T)
+
+    def drift(self, x: Sample, t: Scalar) -> Sample:
+        return jnp.zeros_like(x)
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return self._sigma(t) * jnp.sqrt(2 * self._log_ratio())
+
+    def marginal(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        sigma = self._sigma(t)
+        return jnp.ones_like(sigma), sigma
+
+    def log_snr(self, t: Scalar) -> Scalar:
+        return -jnp.log(self.sigma_min) - t * self._log_ratio()
+
+    def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
+        return (-log_snr - jnp.log(self.sigma_min)) / self._log_ratio()
+
+    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+        return (self.sigma_max * _standard_normal(key, shape, dtype)).astype(dtype)
+
+    def network_time(self, t: Scalar) -> Scalar:
+        return self._sigma(t)
+
+    def score(self, output: Sample, t: Scalar) -> Sample:
+        return output
+
+    def _log_ratio(self) -> Scalar:
+        return jnp.log(self.sigma_max / self.sigma_min)
+
+    def _sigma(self, t: Scalar) -> Scalar:
+        return self.sigma_min * jnp.exp(t * self._log_ratio())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LinearBeta:
+    """beta(t) = beta_min + t (beta_max − beta_min), shared by VP and sub-VP."""
+
+    beta_min: Scalar
+    beta_max: Scalar
+
+    def __call__(self, t: Scalar) -> Scalar:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: Scalar) -> Scalar:
+        """B(t), the integral of beta from 0 to t; alpha(t) = exp(−B(t)/2)."""
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def inverse_integral(self, integral: Scalar) -> Scalar:
+        """The positive root of the quadratic, in the form that does not cancel near t = 0."""
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+def _require_betas(beta_min: Any, beta_max: Any) -> None:
+    require_positive(beta_min=beta_min, beta_max=beta_max)
+    if is_known(beta_min, beta_max):
+        require(
+            beta_min <= beta_max,
+            "beta_min",
+            beta_min,
+            f"a rate up to beta_max = {beta_max}",
+            "lower beta_min or raise beta_max",
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VPSDE:
+    """Variance preserving: dx = −beta(t) x/2 dt + sqrt(beta(t)) dw (arXiv 2011.13456, eq. 32).
+
+    alpha = exp(−B/2), sigma^2 = 1 − alpha^2, with B the integral of the linear beta; data lie in [−1, 1].
+
+    Attributes:
+        beta_min, beta_max: beta at t = 0 and t = 1, per unit of time.
+        eps, T: end and start time of sampling.
+
+    Raises:
+        ValueError: for rates that are not 0 < beta_min <= beta_max, or times not 0 < eps < T.
+    """
+
+    beta_min: Scalar = 0.1
+    beta_max: Scalar = 20.0
+    eps: Scalar = 1e-3
+    T: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        _require_betas(self.beta_min, self.beta_max)
+        _require_interval(self.eps, self.T)
+
+    def drift(self, x: Sample, t: Scalar) -> Sample:
+        return -0.5 * self._beta(t) * x
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return jnp.sqrt(self._beta(t))
+
+    def marginal(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        integral = self._beta.integral(t)
+        return jnp.exp(-0.5 * integral), jnp.sqrt(-jnp.expm1(-integral))
+
+    def log_snr(self, t: Scalar) -> Scalar:
+        # alpha^2/sigma^2 = 1/(exp(B) − 1)
+        return -0.5 * jnp.log(jnp.expm1(self._beta.integral(t)))
+
+    def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
+        return self._beta.inverse_integral(jnp.logaddexp(0.0, -2 * log_snr))
+
+    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+        return _standard_normal(key, shape, dtype)
+
+    def network_time(self, t: Scalar) -> Scalar:
+        return 999.0 * t
+
+    def score(self, output: Sample, t: Scalar) -> Sample:
+        return -output / self.marginal(t)[1]
+
+    @property
+    def _beta(self) -> _LinearBeta:
+        return _LinearBeta(self.beta_min, self.beta_max)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SubVPSDE:
+    """Sub-VP: dx = −beta(t) x/2 dt + sqrt(beta(t) (1 − exp(−2 B(t)))) dw (arXiv 2011.13456, eq. 33).
+
+    alpha = exp(−B/2), sigma = 1 − alpha^2, with B the integral of the linear beta; data lie in [−1, 1].
+
+    Attributes:
+        beta_min, beta_max: beta at t = 0 and t = 1, per unit of time.
+        eps, T: end and start time of sampling.
+
+    Raises:
+        ValueError: for rates that are not 0 < beta_min <= beta_max, or times not 0 < eps < T.
+    """
+
+    beta_min: Scalar = 0.1
+    beta_max: Scalar = 20.0
+    eps: Scalar = 1e-3
+    T: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        _require_betas(self.beta_min, self.beta_max)
+        _require_interval(self.eps, self.T)
+
+    def drift(self, x: Sample, t: Scalar) -> Sample:
+        return -0.5 * self._beta(t) * x
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return jnp.sqrt(self._beta(t) * -jnp.expm1(-2 * self._beta.integral(t)))
+
+    def marginal(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        integral = self._beta.integral(t)
+        return jnp.exp(-0.5 * integral), -jnp.expm1(-integral)
+
+    def log_snr(self, t: Scalar) -> Scalar:
+        integral = self._beta.integral(t)
+        return -0.5 * integral - jnp.log(-jnp.expm1(-integral))
+
+    def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
+        # alpha/(1 − alpha^2) = e^lambda is 1/(2 sinh(B/2)) = e^lambda
+        return self._beta.inverse_integral(2 * jnp.arcsinh(0.5 * jnp.exp(-log_snr)))
+
+    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+        return _standard_normal(key, shape, dtype)
+
+    def network_time(self, t: Scalar) -> Scalar:
+        return 999.0 * t
+
+    def score(self, output: Sample, t: Scalar) -> Sample:
+        return -output / self.marginal(t)[1]
+
+    @property
+    def _beta(self) -> _LinearBeta:
+        return _LinearBeta(self.beta_min, self.beta_max)
+
+
+def from_config(config: Any) -> SDE:
+    """The process that a config's ``sde`` group describes.
+
+    Raises:
+        ValueError: naming the key, its value, what was allowed and the fix.
+    """
+    require_choice("config.sde.name", config.name, ("ve", "vp", "subvp"))
+    try:
+        if config.name == "ve":
+            return VESDE(config.sigma_min, config.sigma_max, config.eps, config.T)
+        process = VPSDE if config.name == "vp" else SubVPSDE
+        return process(config.beta_min, config.beta_max, config.eps, config.T)
+    except ValueError as error:
+        raise ValueError(f"config.sde.{error}") from None

@@ -1,0 +1,26 @@
+"""Shapes and dtypes in signatures are checked at run time here, and compiled programs are kept between runs."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+install_import_hook(["sde_lib", "solvers", "models", "training", "evaluation"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Arrays made by the reference implementations; absent from a plain clone."""
+    folder = Path(os.environ.get("GOLDEN_DIR", SHARED / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"reference arrays not found at {folder}; set GOLDEN_DIR to their folder")
+    return folder
