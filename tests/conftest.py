@@ -1,4 +1,4 @@
-"""Shapes and dtypes in signatures are checked at run time here, and compiled programs are kept between runs."""
+"""Shapes and dtypes in signatures are checked here at run time; compiled programs are kept between runs."""
 
 import os
 from pathlib import Path
