@@ -1,0 +1,104 @@
+"""From a config to a network, to its parameters, and to the score function that the solvers call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.ddpm import DDPM
+from models.ncsnpp import NCSNpp
+from sde_lib import SDE
+from sde_lib.checks import require, require_choice
+
+Params = dict[str, Any]  # nested: module name -> ... -> parameter name -> array
+ScoreFunction = Partial  # score_fn(x [b, h, w, c], t [b]) -> [b, h, w, c]
+
+# What DDPM does not have, and the value that says so
+_NOT_IN_DDPM = {"fir": False, "progressive": "none", "progressive_input": "none", "scale_by_sigma": False}
+
+
+def build(config: Any) -> nn.Module:
+    """The network that a whole config (see configs/base.py) describes; equal configs give equal modules.
+
+    ``module.apply({"params": params}, x [b, h, w, c], label [b])`` is its output, where label is
+    ``sde.network_time(t)``; for training add ``train=True, rngs={"dropout": key}``.
+
+    Raises:
+        ValueError: naming the key, its value, what was allowed and the fix.
+    """
+    model, data = config.model, config.data
+    require_choice("config.model.name", model.name, ("ncsnpp", "ddpm"))
+    require_choice("config.model.dtype", model.dtype, ("float32", "bfloat16"))
+    network = NCSNpp if model.name == "ncsnpp" else DDPM
+    if network is DDPM:
+        for name, absent in _NOT_IN_DDPM.items():
+            require(
+                model[name] == absent,
+                f"config.model.{name}",
+                model[name],
+                f"{absent!r} with config.model.name = 'ddpm', which does not have it",
+                "set it so, or config.model.name='ncsnpp'",
+            )
+    require(
+        not model.scale_by_sigma or config.sde.name == "ve",
+        "config.model.scale_by_sigma",
+        model.scale_by_sigma,
+        f"False with config.sde.name = {config.sde.name!r}, whose networks give noise, not sigma times the score",
+        "set config.model.scale_by_sigma=False",
+    )
+    own = {field.name for field in dataclasses.fields(network)}
+    fields = {name: _hashable(value) for name, value in model.items() if name in own}
+    fields |= {name: data[name] for name in ("image_size", "num_channels", "centered")}
+    module = network(**fields | {"dtype": jnp.dtype(model.dtype)})
+    try:
+        module.check()
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from None
+    return module
+
+
+def init_params(config: Any, key: PRNGKeyArray) -> Params:
+    """Random parameters for a start of training, float32."""
+    return _init(build(config), key)
+
+
+def abstract_params(config: Any) -> Params:
+    """The parameters' shapes and types as ``jax.ShapeDtypeStruct``, at no cost."""
+    return jax.eval_shape(lambda key: _init(build(config), key), jax.random.key(0))
+
+
+def score_fn(config: Any, sde: SDE, params: Params) -> ScoreFunction:
+    """The score as a function of a batch: ``score(x [b, h, w, c], t [b]) -> [b, h, w, c]``, all float32.
+
+    It is a pytree whose leaves are the parameters and the process's numbers: pass it to ``jax.jit`` as an argument,
+    and neither other weights nor another sigma_max compile anew.
+    """
+    return Partial(_Score(build(config)), sde, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    """The static part of a score function; equal for equal modules, so that compiled programs are found again."""
+
+    module: nn.Module
+
+    def __call__(
+        self, sde: SDE, params: Params, x: Float[Array, "b h w c"], t: Float[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        output = self.module.apply({"params": params}, x, jax.vmap(sde.network_time)(t))
+        return jax.vmap(sde.score)(output, t)
+
+
+def _init(module: Any, key: PRNGKeyArray) -> Params:
+    image = jnp.zeros((1, module.image_size, module.image_size, module.num_channels))
+    return module.init(key, image, jnp.ones((1,)))["params"]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,106 @@
+"""The original U-Net of DDPM (Ho et al., arXiv 2006.11239, appendix B)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from models import layers
+from models.ncsnpp import check_common, check_images
+from sde_lib.checks import require
+
+
+class DDPM(nn.Module):
+    """The U-Net of DDPM: the ancestor of DDPM++, with 32 groups a normalisation and plain residual sums.
+
+    The fields mean what they mean in ``NCSNpp``; options that are not fields here do not exist in this network.
+    """
+
+    image_size: int
+    num_channels: int
+    centered: bool
+    nf: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    dropout: float = 0.1
+    resamp_with_conv: bool = True
+    conditional: bool = True
+    dtype: Any = jnp.float32
+
+    def check(self) -> None:
+        """Raises ValueError, naming the option, for options out of range."""
+        check_common(self)
+        require(
+            self.nf % 32 == 0,
+            "model.nf",
+            self.nf,
+            "a multiple of 32 for model.name = 'ddpm', which normalises 32 groups of channels",
+            "set model.nf=128, or model.name='ncsnpp'",
+        )
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], label: Float[Array, "b"], *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
+        """The network's output for images x at time labels: 999 t for VP and sub-VP, sigma for VE.
+
+        With ``train``, dropout needs ``rngs={"dropout": key}``.
+        """
+        self.check()
+        check_images(self, x)
+        blocks = attentions = 0
+
+        # The blocks are NCSN++'s with other settings; their published names are this network's own.
+        def block(h: Array, features: int | None = None) -> Array:
+            nonlocal blocks
+            name, blocks = f"ResnetBlockDDPM_{blocks}", blocks + 1
+            module = layers.ResnetBlockDDPMpp(
+                self.dropout, skip_rescale=False, features=features, groups=32, dtype=self.dtype, name=name
+            )
+            return module(h, embedding, train)
+
+        def attend(h: Array) -> Array:
+            nonlocal attentions
+            name, attentions = f"AttnBlock_{attentions}", attentions + 1
+            return layers.AttnBlockpp(skip_rescale=False, groups=32, dtype=self.dtype, name=name)(h)
+
+        def resampling_features(h: Array) -> int | None:
+            return h.shape[-1] if self.resamp_with_conv else None
+
+        embedding = None
+        if self.conditional:
+            embedding = layers.positional_embedding(label, self.nf)
+            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(embedding)
+            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(nn.swish(embedding))
+
+        # Down, keeping everything on the way
+        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
+        skips = [layers.conv(self.nf, dtype=self.dtype)(x)]
+        levels = range(len(self.ch_mult))
+        for level in levels:
+            for _ in range(self.num_res_blocks):
+                h = block(skips[-1], self.nf * self.ch_mult[level])
+                skips.append(attend(h) if h.shape[1] in self.attn_resolutions else h)
+            if level < levels[-1]:
+                h = skips[-1]
+                skips.append(layers.Downsample(resampling_features(h), None, self.dtype)(h))
+
+        # At the smallest size
+        h = block(attend(block(skips[-1])))
+
+        # Up, joining what was kept
+        for level in reversed(levels):
+            for _ in range(self.num_res_blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[level])
+            if h.shape[1] in self.attn_resolutions:
+                h = attend(h)
+            if level > 0:
+                h = layers.Upsample(resampling_features(h), None, self.dtype)(h)
+
+        h = nn.swish(layers.group_norm(h.shape[-1], 32, dtype=self.dtype)(h))
+        h = layers.conv(self.num_channels, init_scale=0.0, dtype=self.dtype)(h)
+        return h.astype(jnp.float32)

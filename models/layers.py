@@ -1,0 +1,341 @@
+"""The parts that the networks are made of, on NHWC images.
+
+Parameters have the names, shapes and initial distributions of the published score_sde networks, so that their
+checkpoints fit as they are. ``dtype`` is the type that a layer computes in; its parameters, the statistics of
+normalisation and the time embedding are always float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from sde_lib.checks import require
+
+Images = Float[Array, "b h w c"]
+
+
+def uniform_init(scale: float = 1.0) -> Any:
+    """Uniform weights of variance scale/mean(fan in, fan out) (Ho et al., arXiv 2006.11239); 0 means almost 0."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def conv(features: int, size: int = 3, *, stride: int = 1, init_scale: float = 1.0, dtype: Any) -> nn.Conv:
+    """A convolution with bias that keeps the image size, or divides it by ``stride``."""
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding="SAME",
+        kernel_init=uniform_init(init_scale),
+        dtype=dtype,
+    )
+
+
+def dense(features: int, *, dtype: Any) -> nn.Dense:
+    return nn.Dense(features, kernel_init=uniform_init(), dtype=dtype)
+
+
+def group_norm(channels: int, groups: int | None, *, dtype: Any) -> nn.GroupNorm:
+    """Group normalisation; ``groups`` None stands for groups of four channels, but at most 32 groups.
+
+    Raises:
+        ValueError: if the channels cannot be shared out evenly.
+    """
+    count = groups or min(channels // 4, 32)
+    require(
+        count > 0 and channels % count == 0,
+        "channels to normalise",
+        channels,
+        f"a multiple of {groups or 'min(channels // 4, 32)'}, here {count} groups",
+        "choose model.nf and model.ch_mult so that all channel counts and their sums are (multiples of 32 will do)",
+    )
+    # The one-pass variance E[x²] − E[x]² loses digits where the mean is large: take two passes.
+    return nn.GroupNorm(count, epsilon=1e-6, use_fast_variance=False, dtype=dtype)
+
+
+class NIN(nn.Module):
+    """A dense layer over channels ("network in network"), with the published parameter names W and b."""
+
+    features: int
+    init_scale: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        weight = self.param("W", uniform_init(self.init_scale), (x.shape[-1], self.features))
+        bias = self.param("b", nn.initializers.zeros, (self.features,))
+        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+        return x @ weight + bias
+
+
+class GaussianFourierProjection(nn.Module):
+    """sin and cos of 2π W y for fixed random frequencies W ~ N(0, scale²) (Tancik et al., arXiv 2006.10739)."""
+
+    features: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "b"]) -> Float[Array, "b 2*{self.features}"]:
+        frequencies = self.param("W", nn.initializers.normal(self.scale), (self.features,))
+        angles = 2 * jnp.pi * y[:, None] * lax.stop_gradient(frequencies)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def positional_embedding(y: Float[Array, "b"], features: int) -> Float[Array, "b {features}"]:
+    """sin and cos of y at frequencies from 1 down to 1e-4 in geometric steps (arXiv 1706.03762, section 3.5).
+
+    As published, the last frequency is reached (division by half − 1), and an odd last feature is zero.
+    """
+    half = features // 2
+    frequencies = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    angles = y[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, [(0, 0), (0, features % 2)])
+
+
+# Resampling by 2 with a finite-impulse-response filter (Karras et al., arXiv 1912.04958, appendix B; Zhang, arXiv
+# 1904.11486): insert zeros, filter, drop every second pixel. The filters are separable and short, so each axis is
+# a sum of a few shifted slices, of which only those are formed that are kept and not zero. XLA fuses that into one
+# pass over the image; on a CPU it is 8 to 100 times faster than the depthwise convolution that says the same
+# (benchmarks/resampling.py).
+
+
+def _taps(kernel: tuple[float, ...], gain: float) -> list[float]:
+    """The filter along one axis, in the order in which a correlation meets it, with sum ``gain``."""
+    taps = np.asarray(kernel, np.float64)[::-1]
+    return [float(tap) for tap in taps * gain / taps.sum()]
+
+
+def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> Images:
+    """x[start : start + stride·length : stride] along an axis, where pixels outside the image are zero."""
+    last = start + stride * (length - 1)
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (-start, last + 1 - x.shape[axis], 0)  # negative padding crops
+    padded = lax.pad(x, jnp.zeros((), x.dtype), config)
+    return lax.slice_in_dim(padded, 0, None, stride, axis)
+
+
+def filter_images(
+    x: Images, kernel: tuple[float, ...], padding: tuple[int, int], *, stride: int = 1, gain: float = 1.0
+) -> Images:
+    """Zero padding (before, after) each axis, convolution with the filter, and every ``stride``-th pixel of it."""
+    before, after = padding
+    for axis in (1, 2):
+        taps = _taps(kernel, gain)
+        length = (x.shape[axis] + before + after - len(taps)) // stride + 1
+        x = sum(tap * _shifted(x, axis, i - before, length, stride) for i, tap in enumerate(taps))
+    return x
+
+
+def fir_downsample(x: Images, kernel: tuple[float, ...]) -> Images:
+    """Half the size: filtered, every second pixel; a constant image keeps its value inside."""
+    excess = len(kernel) - 2
+    return filter_images(x, kernel, ((excess + 1) // 2, excess // 2), stride=2)
+
+
+def fir_upsample(x: Images, kernel: tuple[float, ...]) -> Images:
+    """Twice the size: zeros inserted after each pixel, filtered; a constant image keeps its value inside."""
+    before = (len(kernel) - 1) // 2 + 1
+    taps = _taps(kernel, gain=2.0)
+    for axis in (1, 2):
+        length = x.shape[axis]
+        # Output pixel 2q + r sees tap i at input pixel q + (r + i − before)/2, where that is whole.
+        even, odd = (
+            sum(
+                tap * _shifted(x, axis, (r + i - before) // 2, length)
+                for i, tap in enumerate(taps)
+                if (r + i - before) % 2 == 0
+            )
+            for r in (0, 1)
+        )
+        shape = (*x.shape[:axis], 2 * length, *x.shape[axis + 1 :])
+        x = jnp.stack([even, odd], axis=axis + 1).reshape(shape)
+    return x
+
+
+def repeat_upsample(x: Images) -> Images:
+    """Twice the size: every pixel becomes a square of four."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def mean_downsample(x: Images) -> Images:
+    """Half the size: the mean of squares of four pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample(x: Images, fir_kernel: tuple[float, ...] | None) -> Images:
+    """Twice the size, with a filter or (None) by repetition."""
+    return fir_upsample(x, fir_kernel) if fir_kernel else repeat_upsample(x)
+
+
+def downsample(x: Images, fir_kernel: tuple[float, ...] | None) -> Images:
+    """Half the size, with a filter or (None) by means."""
+    return fir_downsample(x, fir_kernel) if fir_kernel else mean_downsample(x)
+
+
+class Conv2d(nn.Module):
+    """A 3x3 convolution and FIR resampling by 2, padded once for both; named as published (weight, bias)."""
+
+    features: int
+    up: bool
+    fir_kernel: tuple[float, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        weight = self.param("weight", uniform_init(), (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+        length = len(self.fir_kernel)
+        if self.up:  # the convolution on the image with inserted zeros (2n + 1 pixels), then the filter
+            excess = length - 4
+            x = _convolve(x, weight, stride=1, dilation=2, padding=2)
+            x = filter_images(x, self.fir_kernel, ((excess + 1) // 2 + 1, excess // 2 + 1), gain=2.0)
+        else:  # the filter, then the convolution at every second pixel
+            x = filter_images(x, self.fir_kernel, ((length + 1) // 2, length // 2))
+            x = _convolve(x, weight, stride=2, dilation=1, padding=0)
+        return x + bias
+
+
+def _convolve(x: Images, weight: Array, *, stride: int, dilation: int, padding: int) -> Images:
+    return lax.conv_general_dilated(
+        x,
+        weight,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Upsample(nn.Module):
+    """Twice the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
+
+    features: int | None
+    fir_kernel: tuple[float, ...] | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if self.features is None:
+            return upsample(x, self.fir_kernel)
+        if self.fir_kernel:
+            return Conv2d(self.features, up=True, fir_kernel=self.fir_kernel, dtype=self.dtype)(x)
+        return conv(self.features, dtype=self.dtype)(repeat_upsample(x))
+
+
+class Downsample(nn.Module):
+    """Half the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
+
+    features: int | None
+    fir_kernel: tuple[float, ...] | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        if self.features is None:
+            return downsample(x, self.fir_kernel)
+        if self.fir_kernel:
+            return Conv2d(self.features, up=False, fir_kernel=self.fir_kernel, dtype=self.dtype)(x)
+        return conv(self.features, stride=2, dtype=self.dtype)(x)
+
+
+class Combine(nn.Module):
+    """Joins a downsampled input to the features: their sum, or both side by side."""
+
+    method: str  # sum or cat
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Images, h: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
+        projected = conv(h.shape[-1], 1, dtype=self.dtype)(image)
+        return projected + h if self.method == "sum" else jnp.concatenate([projected, h], axis=-1)
+
+
+def residual_sum(x: Images, h: Images, rescale: bool) -> Images:
+    """x + h, over √2 on request, which keeps the variance (arXiv 1912.04958, section 4.1)."""
+    return (x + h) * (1 / math.sqrt(2)) if rescale else x + h
+
+
+class AttnBlockpp(nn.Module):
+    """Self-attention between all pixels, one head as wide as the channels, with a residual connection."""
+
+    skip_rescale: bool
+    init_scale: float = 0.0
+    groups: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        b, height, width, c = x.shape
+        h = group_norm(c, self.groups, dtype=self.dtype)(x).reshape(b, height * width, c)
+        query, key, value = (NIN(c, dtype=self.dtype)(h)[:, :, None] for _ in range(3))
+        h = jax.nn.dot_product_attention(query, key, value)[:, :, 0]  # scaled by 1/√c
+        h = NIN(c, self.init_scale, self.dtype)(h).reshape(x.shape)
+        return residual_sum(x, h, self.skip_rescale)
+
+
+class ResnetBlockDDPMpp(nn.Module):
+    """The residual block of DDPM: normalise, activate, convolve, twice; the time embedding between."""
+
+    dropout: float
+    skip_rescale: bool
+    features: int | None = None  # None: as many as come in
+    init_scale: float = 0.0
+    groups: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> Images:
+        channels = x.shape[-1]
+        features = self.features or channels
+        h = nn.swish(group_norm(channels, self.groups, dtype=self.dtype)(x))
+        h = conv(features, dtype=self.dtype)(h)
+        if embedding is not None:
+            h += dense(features, dtype=self.dtype)(nn.swish(embedding))[:, None, None]
+        h = nn.swish(group_norm(features, self.groups, dtype=self.dtype)(h))
+        h = nn.Dropout(self.dropout)(h, deterministic=not train)
+        h = conv(features, init_scale=self.init_scale, dtype=self.dtype)(h)
+        if channels != features:
+            x = NIN(features, dtype=self.dtype)(x)
+        return residual_sum(x, h, self.skip_rescale)
+
+
+class ResnetBlockBigGANpp(nn.Module):
+    """The residual block of BigGAN (arXiv 1809.11096): as DDPM's, and it resamples before its convolutions."""
+
+    dropout: float
+    skip_rescale: bool
+    features: int | None = None  # None: as many as come in
+    resample: str | None = None  # up, down or not at all
+    fir_kernel: tuple[float, ...] | None = None
+    init_scale: float = 0.0
+    groups: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> Images:
+        channels = x.shape[-1]
+        features = self.features or channels
+        h = nn.swish(group_norm(channels, self.groups, dtype=self.dtype)(x))
+        if self.resample:
+            resample = upsample if self.resample == "up" else downsample
+            h, x = resample(h, self.fir_kernel), resample(x, self.fir_kernel)
+        h = conv(features, dtype=self.dtype)(h)
+        if embedding is not None:
+            h += dense(features, dtype=self.dtype)(nn.swish(embedding))[:, None, None]
+        h = nn.swish(group_norm(features, self.groups, dtype=self.dtype)(h))
+        h = nn.Dropout(self.dropout)(h, deterministic=not train)
+        h = conv(features, init_scale=self.init_scale, dtype=self.dtype)(h)
+        if channels != features or self.resample:
+            x = conv(features, 1, dtype=self.dtype)(x)
+        return residual_sum(x, h, self.skip_rescale)

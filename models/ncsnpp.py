@@ -1,0 +1,255 @@
+"""NCSN++ and DDPM++ (Song et al., arXiv 2011.13456, appendix H): one U-Net whose options make the two.
+
+NCSN++ (VE): FIR resampling, Fourier embedding of log sigma, progressive input. DDPM++ (VP, sub-VP): plain
+resampling, positional embedding of 999 t, nothing progressive.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from models import layers
+from sde_lib.checks import require, require_choice
+
+
+class NCSNpp(nn.Module):
+    """The U-Net; field names are those of the published configs' model group.
+
+    Attributes:
+        image_size, num_channels: of the images, pixels a side and colours.
+        centered: whether images come in [−1, 1]; otherwise they come in [0, 1] and are brought there.
+        nf, ch_mult: channels at the first resolution, and at each resolution in multiples of it.
+        num_res_blocks: residual blocks at each resolution.
+        attn_resolutions: image sizes at which attention is used, besides the smallest.
+        dropout: rate, in training.
+        resamp_with_conv: whether resampling convolves, for DDPM blocks.
+        conditional: whether the blocks see the time.
+        fir, fir_kernel: whether to resample with a filter, and its taps.
+        skip_rescale: whether to divide residual sums by √2.
+        resblock_type: biggan or ddpm.
+        progressive: output from all resolutions: none, output_skip (images summed) or residual (features).
+        progressive_input: input to all resolutions: none, input_skip (images) or residual (features).
+        progressive_combine: sum or cat, for input_skip.
+        embedding_type, fourier_scale: positional, or fourier with this scale of frequencies.
+        init_scale: of the weights that end a block; 0 starts as the identity.
+        scale_by_sigma: whether to divide the output by the label.
+        dtype: of the computation; parameters, normalisation statistics, embedding and output are float32.
+    """
+
+    image_size: int
+    num_channels: int
+    centered: bool
+    nf: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    dropout: float = 0.1
+    resamp_with_conv: bool = True
+    conditional: bool = True
+    fir: bool = False
+    fir_kernel: tuple[float, ...] = (1, 3, 3, 1)
+    skip_rescale: bool = True
+    resblock_type: str = "biggan"
+    progressive: str = "none"
+    progressive_input: str = "none"
+    progressive_combine: str = "sum"
+    embedding_type: str = "positional"
+    fourier_scale: float = 16.0
+    init_scale: float = 0.0
+    scale_by_sigma: bool = False
+    dtype: Any = jnp.float32
+
+    def check(self) -> None:
+        """Refuses options that are out of range or do not go together.
+
+        Raises:
+            ValueError: naming the option, its value, what was allowed and the fix.
+        """
+        check_common(self)
+        require_choice("model.resblock_type", self.resblock_type, ("biggan", "ddpm"))
+        require_choice("model.progressive", self.progressive, ("none", "output_skip", "residual"))
+        require_choice("model.progressive_input", self.progressive_input, ("none", "input_skip", "residual"))
+        require_choice("model.progressive_combine", self.progressive_combine, ("sum", "cat"))
+        require_choice("model.embedding_type", self.embedding_type, ("fourier", "positional"))
+        require(
+            not self.fir or (len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0),
+            "model.fir_kernel",
+            self.fir_kernel,
+            "at least two taps with a sum above zero",
+            "set model.fir_kernel=(1, 3, 3, 1), or model.fir=False",
+        )
+        require(
+            not self.scale_by_sigma or self.embedding_type == "fourier",
+            "model.scale_by_sigma",
+            self.scale_by_sigma,
+            "False with model.embedding_type = 'positional', whose label is no noise level",
+            "set model.embedding_type='fourier' (VE), or model.scale_by_sigma=False (VP, sub-VP)",
+        )
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], label: Float[Array, "b"], *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
+        """The network's output for images x at time labels: sigma for VE, 999 t for VP and sub-VP.
+
+        With ``train``, dropout needs ``rngs={"dropout": key}``.
+        """
+        self.check()
+        check_images(self, x)
+        # The parts, with what all of their kind share
+        fir_kernel = self.fir_kernel if self.fir else None
+        conv = partial(layers.conv, dtype=self.dtype)
+        attend = partial(
+            layers.AttnBlockpp, skip_rescale=self.skip_rescale, init_scale=self.init_scale, dtype=self.dtype
+        )
+        common: dict[str, Any] = {
+            "dropout": self.dropout,
+            "skip_rescale": self.skip_rescale,
+            "init_scale": self.init_scale,
+            "dtype": self.dtype,
+        }
+        biggan = self.resblock_type == "biggan"
+        block = partial(layers.ResnetBlockBigGANpp if biggan else layers.ResnetBlockDDPMpp, **common)
+        resampling_block = partial(layers.ResnetBlockBigGANpp, fir_kernel=fir_kernel, **common)
+        up = partial(layers.Upsample, fir_kernel=fir_kernel, dtype=self.dtype)
+        down = partial(layers.Downsample, fir_kernel=fir_kernel, dtype=self.dtype)
+
+        def activated(h: Array) -> Array:
+            return nn.swish(layers.group_norm(h.shape[-1], None, dtype=self.dtype)(h))
+
+        def resampling_features(h: Array) -> int | None:
+            return h.shape[-1] if self.resamp_with_conv else None
+
+        # Time
+        if self.embedding_type == "fourier":
+            embedding = layers.GaussianFourierProjection(self.nf, self.fourier_scale)(jnp.log(label))
+        else:
+            embedding = layers.positional_embedding(label, self.nf)
+        if self.conditional:
+            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(embedding)
+            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(nn.swish(embedding))
+        else:
+            embedding = None
+
+        # Down, keeping everything on the way
+        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
+        pyramid = x
+        skips = [conv(self.nf)(x)]
+        levels = range(len(self.ch_mult))
+        for level in levels:
+            for _ in range(self.num_res_blocks):
+                h = block(features=self.nf * self.ch_mult[level])(skips[-1], embedding, train)
+                if h.shape[1] in self.attn_resolutions:
+                    h = attend()(h)
+                skips.append(h)
+            if level == levels[-1]:
+                break
+            h = skips[-1]
+            if biggan:
+                h = resampling_block(resample="down")(h, embedding, train)
+            else:
+                h = down(resampling_features(h))(h)
+            if self.progressive_input == "input_skip":
+                pyramid = down(None)(pyramid)
+                h = layers.Combine(self.progressive_combine, self.dtype)(pyramid, h)
+            elif self.progressive_input == "residual":
+                h = pyramid = layers.residual_sum(down(h.shape[-1])(pyramid), h, self.skip_rescale)
+            skips.append(h)
+
+        # At the smallest size
+        h = block()(skips[-1], embedding, train)
+        h = attend()(h)
+        h = block()(h, embedding, train)
+
+        # Up, joining what was kept
+        for level in reversed(levels):
+            for _ in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(features=self.nf * self.ch_mult[level])(h, embedding, train)
+            if h.shape[1] in self.attn_resolutions:
+                h = attend()(h)
+            first = level == levels[-1]
+            if self.progressive == "output_skip":
+                image = conv(self.num_channels, init_scale=self.init_scale)
+                if first:
+                    pyramid = image(activated(h))
+                else:
+                    pyramid = up(None)(pyramid) + image(activated(h))
+            elif self.progressive == "residual":
+                if first:
+                    pyramid = conv(h.shape[-1])(activated(h))
+                else:
+                    h = pyramid = layers.residual_sum(up(h.shape[-1])(pyramid), h, self.skip_rescale)
+            if level > 0:
+                if biggan:
+                    h = resampling_block(resample="up")(h, embedding, train)
+                else:
+                    h = up(resampling_features(h))(h)
+
+        if self.progressive == "output_skip":
+            h = pyramid
+        else:
+            h = conv(self.num_channels, init_scale=self.init_scale)(activated(h))
+        h = h.astype(jnp.float32)
+        return h / label[:, None, None, None] if self.scale_by_sigma else h
+
+
+def check_common(module: Any) -> None:
+    """What NCSN++ and DDPM have in common to check; raises ValueError."""
+    levels = len(module.ch_mult)
+    for name, least in (("nf", 4), ("num_res_blocks", 1)):
+        value = getattr(module, name)
+        require(value >= least, f"model.{name}", value, f"a whole number >= {least}", f"raise model.{name}")
+    require(
+        levels > 0 and all(m >= 1 for m in module.ch_mult),
+        "model.ch_mult",
+        module.ch_mult,
+        "one whole number >= 1 for each resolution",
+        "set it, for example, to (1, 2, 2, 2)",
+    )
+    require(
+        0 <= module.dropout < 1,
+        "model.dropout",
+        module.dropout,
+        "a rate in [0, 1)",
+        "set model.dropout=0 for none",
+    )
+    require(
+        module.num_channels >= 1,
+        "data.num_channels",
+        module.num_channels,
+        "a whole number >= 1",
+        "set it to 1 (grey) or 3 (colour)",
+    )
+    factor = 2 ** (levels - 1)
+    require(
+        module.image_size >= factor and module.image_size % factor == 0,
+        "data.image_size",
+        module.image_size,
+        f"a multiple of {factor}, since {levels} resolutions halve it {levels - 1} times",
+        "shorten model.ch_mult, or change data.image_size",
+    )
+    require(
+        module.dtype in (jnp.float32, jnp.bfloat16),
+        "model.dtype",
+        str(module.dtype),
+        "float32 or bfloat16",
+        "set model.dtype='float32'",
+    )
+
+
+def check_images(module: Any, x: Array) -> None:
+    """Raises ValueError unless x has the size and the channels that the network was built for."""
+    expected = (module.image_size, module.image_size, module.num_channels)
+    require(
+        x.shape[1:] == expected,
+        "shape of the images",
+        x.shape,
+        f"(batch, {', '.join(map(str, expected))})",
+        "set data.image_size and data.num_channels to the images'",
+    )
