@@ -1,0 +1,80 @@
+"""Feature networks: the digits classifier is as good as it says, and batching does not show."""
+
+import jax
+import numpy as np
+import pytest
+
+from evaluation import digits_classifier, features
+
+
+@pytest.fixture(scope="module")
+def network() -> features.FeatureNetwork:
+    return features.load_features("digits")
+
+
+def test_shipped_classifier_knows_digits_it_has_not_seen(network):
+    images, labels = digits_classifier.labelled_digits()
+    trained, held_out = digits_classifier.split()
+    assert not set(trained) & set(held_out)
+    assert set(trained) | set(held_out) == set(range(1797))
+    assert digits_classifier.accuracy(network.forward, images[held_out], labels[held_out]) >= 0.98
+
+
+def test_shipped_weights_are_small():
+    assert digits_classifier.WEIGHTS.stat().st_size < 300_000
+
+
+def test_digits_use_all_grey_levels():
+    images, _ = digits_classifier.labelled_digits()
+    assert np.array_equal(np.unique(images), np.rint(np.arange(17) * 255 / 16))
+
+
+@pytest.mark.parametrize("number", [1, 256, 300])
+def test_any_number_of_images_by_one_compiled_program(network, number, caplog):
+    images, _ = digits_classifier.labelled_digits()
+    all_features, all_logits = network(images[:600])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        some_features, some_logits = network(images[:number])
+    assert "Compiling" not in caplog.text
+    # bitwise: the rows of a convolution do not mix, and the batch has the same shape
+    assert np.array_equal(some_features, all_features[:number])
+    assert np.array_equal(some_logits, all_logits[:number])
+    assert some_features.shape == (number, network.num_features)
+
+
+def test_weights_are_leaves_of_the_function(network):
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.forward)) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), "images.dtype = 'float32': allowed is uint8.*to_uint8"),
+        (
+            np.zeros((2, 8, 8, 3), np.uint8),
+            r"\(2, 8, 8, 3\): allowed is \(n, 8, 8, 1\).*config.eval.features",
+        ),
+        (np.zeros((8, 8, 1), np.uint8), r"\(8, 8, 1\): allowed is \(n, 8, 8, 1\)"),
+    ],
+)
+def test_wrong_images_are_refused(network, images, message):
+    with pytest.raises(ValueError, match=message):
+        network.check(images)
+
+
+def test_unknown_and_absent_networks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"config.eval.features = 'digit'.*did you mean 'digits'"):
+        features.load_features("digit")
+    with pytest.raises(ValueError, match=r"config.eval.features = 'inception'.*set config.eval.features"):
+        features.load_features("inception")
+    with pytest.raises(FileNotFoundError, match=r"python -m evaluation.digits_classifier"):
+        digits_classifier.load_forward(tmp_path / "absent.npz")
+
+
+@pytest.mark.slow
+def test_training_again_gives_the_shipped_accuracy():
+    images, labels = digits_classifier.labelled_digits()
+    trained, held_out = digits_classifier.split()
+    params = digits_classifier.train(images[trained], labels[trained])
+    forward = jax.tree_util.Partial(digits_classifier.DigitsClassifier().apply, {"params": params})
+    assert digits_classifier.accuracy(forward, images[held_out], labels[held_out]) >= 0.98
