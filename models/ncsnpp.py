@@ -104,6 +104,7 @@ class NCSNpp(nn.Module):
         # The parts, with what all of their kind share
         fir_kernel = self.fir_kernel if self.fir else None
         conv = partial(layers.conv, dtype=self.dtype)
+        image_conv = partial(layers.conv, dtype=jnp.float32)  # few channels: exact at no cost
         attend = partial(
             layers.AttnBlockpp, skip_rescale=self.skip_rescale, init_scale=self.init_scale, dtype=self.dtype
         )
@@ -120,7 +121,7 @@ class NCSNpp(nn.Module):
         down = partial(layers.Downsample, fir_kernel=fir_kernel, dtype=self.dtype)
 
         def activated(h: Array) -> Array:
-            return nn.swish(layers.group_norm(h.shape[-1], None, dtype=self.dtype)(h))
+            return nn.swish(layers.group_norm(h.shape[-1], None)(h))
 
         def resampling_features(h: Array) -> int | None:
             return h.shape[-1] if self.resamp_with_conv else None
@@ -131,15 +132,14 @@ class NCSNpp(nn.Module):
         else:
             embedding = layers.positional_embedding(label, self.nf)
         if self.conditional:
-            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(embedding)
-            embedding = layers.dense(4 * self.nf, dtype=jnp.float32)(nn.swish(embedding))
+            embedding = layers.dense(4 * self.nf)(embedding)
+            embedding = layers.dense(4 * self.nf)(nn.swish(embedding))
         else:
             embedding = None
 
         # Down, keeping everything on the way
-        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
-        pyramid = x
-        skips = [conv(self.nf)(x)]
+        pyramid = x if self.centered else 2 * x - 1
+        skips = [image_conv(self.nf)(pyramid)]
         levels = range(len(self.ch_mult))
         for level in levels:
             for _ in range(self.num_res_blocks):
@@ -175,11 +175,8 @@ class NCSNpp(nn.Module):
                 h = attend()(h)
             first = level == levels[-1]
             if self.progressive == "output_skip":
-                image = conv(self.num_channels, init_scale=self.init_scale)
-                if first:
-                    pyramid = image(activated(h))
-                else:
-                    pyramid = up(None)(pyramid) + image(activated(h))
+                image = image_conv(self.num_channels, init_scale=self.init_scale)(activated(h))
+                pyramid = image if first else up(None)(pyramid) + image
             elif self.progressive == "residual":
                 if first:
                     pyramid = conv(h.shape[-1])(activated(h))
@@ -194,8 +191,7 @@ class NCSNpp(nn.Module):
         if self.progressive == "output_skip":
             h = pyramid
         else:
-            h = conv(self.num_channels, init_scale=self.init_scale)(activated(h))
-        h = h.astype(jnp.float32)
+            h = image_conv(self.num_channels, init_scale=self.init_scale)(activated(h))
         return h / label[:, None, None, None] if self.scale_by_sigma else h
 
 
