@@ -1,0 +1,209 @@
+"""The paper's solver, "Gotta Go Fast When Generating Data with Score-Based Models" (arXiv 2105.14080).
+
+Algorithm 1, per sample at (x, t) with the proposed step h, f the drift of the reverse SDE:
+
+    1.  z ~ N(0, I);  K1 = −h f(x, t) + g(t) √h z;        x' = x + K1
+    2.  K2 = −h f(x', t − h) + g(t − h) √h z;             E = (K2 − K1)/2;  x'' = x' + E
+    3.  δ = max(ε_abs, ε_rel max(|x'_prev|, |x'|));       e = √mean((E/δ)²)
+    4.  if e ≤ 1:  x ← x'';  x'_prev ← x';  t ← t − h
+    5.  h ← min(t − ε, θ h e^(−r))
+
+Departures from the published code: a rejected step keeps the score at (x, t), which is still right, and asks
+only for the second stage again; x'_prev is kept as the paper writes it (the code overwrites it with x); a
+step too small to move t ends the sample with a status (the code loops on).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from sde_lib import SDE, reverse_drift
+from sde_lib.checks import is_known, require, require_choice, require_positive
+from sde_lib.processes import Scalar
+from solvers.interface import Count, Flag, Sample, Status, Time
+from solvers.noise import prior_key, standard_normal
+
+Norm = Literal["l2_scaled", "l2", "linf"]
+ErrorEstimate = Literal["heun", "lamba"]
+NoiseOnRejection = Literal["redraw", "hold"]
+
+
+# settings that are part of the program: another value compiles anew
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveState:
+    x: Sample
+    t: Time
+    h: Time  # the step being tried
+    x_previous: Sample  # x'_prev
+    key: PRNGKeyArray
+    # The stage under way. First: the score at (x, t) is wanted. Second: it is `score`, and the one at
+    # (x_proposed, t − h) is wanted, made with the noise z.
+    second_stage: Flag
+    score: Sample
+    z: Sample
+    x_proposed: Sample
+    status: Count
+    accepted: Count
+    rejected: Count
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """Algorithm 1 with every setting of the paper and its appendix.
+
+    Attributes:
+        eps_rel: relative tolerance ε_rel, the one knob.
+        eps_abs: absolute tolerance ε_abs in data units; one grey level of 8 bits: 1/256 for data in [0, 1],
+            2/256 for [−1, 1].
+        safety: θ, the share of the predicted step that is taken.
+        exponent: r, how strongly the step follows the error.
+        first_step: h at t = T; the paper has 0.01 for VP and 0.5 for VE.
+        norm: of E/δ over a sample: "l2_scaled" (root mean square, the paper's), "l2" (root of the sum),
+            "linf" (largest).
+        extrapolate: keep x'' (the higher order); otherwise keep x', and x'' takes its place in δ.
+        use_previous: whether δ takes |x'_prev| in.
+        error_estimate: "heun" as above; or "lamba" (Lamba 2003): E = −(h/2) [f(m, t − h) − f(x, t)] with
+            m = x − h f(x, t), the drift alone, and δ made from the kept value without its noise.
+        noise_on_rejection: "redraw" draws a new z for the next try (as published; it biases what is
+            accepted), "hold" keeps the sample's z until a step is accepted.
+
+    Raises:
+        ValueError: naming the setting, its value, what was allowed and the fix.
+    """
+
+    eps_rel: Scalar = 0.02
+    eps_abs: Scalar = 0.0039
+    safety: Scalar = 0.9
+    exponent: Scalar = 0.9
+    first_step: Scalar = 0.01
+    norm: Norm = dataclasses.field(default="l2_scaled", metadata=STATIC)
+    extrapolate: bool = dataclasses.field(default=True, metadata=STATIC)
+    use_previous: bool = dataclasses.field(default=True, metadata=STATIC)
+    error_estimate: ErrorEstimate = dataclasses.field(default="heun", metadata=STATIC)
+    noise_on_rejection: NoiseOnRejection = dataclasses.field(default="redraw", metadata=STATIC)
+
+    evaluations_per_step: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        require_positive(
+            eps_rel=self.eps_rel,
+            eps_abs=self.eps_abs,
+            safety=self.safety,
+            exponent=self.exponent,
+            first_step=self.first_step,
+        )
+        if is_known(self.safety):
+            require(self.safety < 1, "safety", self.safety, "a number in (0, 1)", "the paper takes 0.9")
+        require_choice("norm", self.norm, get_args(Norm))
+        require_choice("error_estimate", self.error_estimate, get_args(ErrorEstimate))
+        require_choice("noise_on_rejection", self.noise_on_rejection, get_args(NoiseOnRejection))
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> AdaptiveState:
+        x = sde.prior(prior_key(key), shape, dtype)
+        return AdaptiveState(
+            x=x,
+            t=jnp.asarray(sde.T, dtype),
+            h=jnp.minimum(self.first_step, sde.T - sde.eps).astype(dtype),
+            x_previous=x,
+            key=key,
+            second_stage=jnp.bool_(False),
+            score=jnp.zeros_like(x),
+            z=jnp.zeros_like(x),
+            x_proposed=x,
+            status=jnp.int32(Status.RUNNING),
+            accepted=jnp.int32(0),
+            rejected=jnp.int32(0),
+        )
+
+    def ask(self, state: AdaptiveState) -> tuple[Sample, Time]:
+        second = state.second_stage
+        return jnp.where(second, state.x_proposed, state.x), jnp.where(second, state.t - state.h, state.t)
+
+    def tell(self, sde: SDE, state: AdaptiveState, score: Sample) -> AdaptiveState:
+        judged, accepted = self._judge(sde, state, score)
+        opened = dataclasses.replace(state, score=score)
+        state = jax.tree.map(lambda a, b: jnp.where(state.second_stage, a, b), judged, opened)
+        # after an acceptance the score at the new x is wanted first; otherwise x' can be proposed at once
+        return dataclasses.replace(self._propose(sde, state), second_stage=~accepted)
+
+    def _propose(self, sde: SDE, state: AdaptiveState) -> AdaptiveState:
+        # 1. z ~ N(0, I); x' = x + K1
+        draw = state.accepted + 1
+        if self.noise_on_rejection == "redraw":
+            draw += state.rejected
+        z = standard_normal(state.key, draw, state.x.shape, state.x.dtype)
+        x_mean = state.x - state.h * reverse_drift(sde, state.x, state.t, state.score)
+        x_proposed = (
+            x_mean if self.error_estimate == "lamba" else x_mean + self._noise(sde, state.t, state.h, z)
+        )
+        return dataclasses.replace(state, z=z, x_proposed=x_proposed)
+
+    def _judge(self, sde: SDE, state: AdaptiveState, score: Sample) -> tuple[AdaptiveState, Flag]:
+        """Steps 2 to 5 with ``score`` at (x_proposed, t − h), and whether the step was accepted."""
+        x, t, h = state.x, state.t, state.h
+        # 2. E = (K2 − K1)/2 with the same z; x'' = x' + E
+        noise = self._noise(sde, t, h, state.z)
+        drift = reverse_drift(sde, x, t, state.score)
+        drift_ahead = reverse_drift(sde, state.x_proposed, t - h, score)
+        error = -0.5 * h * (drift_ahead - drift)
+        if self.error_estimate == "heun":
+            x_lower = state.x_proposed
+            error += 0.5 * (self._noise(sde, t - h, h, state.z) - noise)
+        else:
+            x_lower = state.x_proposed + noise
+        x_higher = x_lower + error
+
+        kept, other = (x_higher, x_lower) if self.extrapolate else (x_lower, x_higher)
+        companion = other if self.error_estimate == "heun" else kept - noise
+
+        # 3. the error in units of the tolerance
+        magnitude = jnp.abs(companion)
+        if self.use_previous:
+            magnitude = jnp.maximum(jnp.abs(state.x_previous), magnitude)
+        tolerance = jnp.maximum(self.eps_abs, self.eps_rel * magnitude)
+        e = self._norm(error / tolerance)
+
+        # 4. accept or reject; the last step lands on eps itself
+        accept = state.second_stage & (e <= 1)
+        last = h >= t - sde.eps
+        t_next = jnp.where(accept, jnp.where(last, sde.eps, t - h), t).astype(t.dtype)
+
+        # 5. the next step
+        h_next = jnp.minimum(t_next - sde.eps, self.safety * h * e**-self.exponent).astype(h.dtype)
+        arrived = accept & last
+        stuck = ~(t_next - h_next < t_next)  # NaN included
+        status = jnp.where(arrived, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
+        judged = dataclasses.replace(
+            state,
+            x=jnp.where(accept, kept, x),
+            t=t_next,
+            h=h_next,
+            x_previous=jnp.where(accept, companion, state.x_previous),
+            status=status.astype(jnp.int32),
+            accepted=state.accepted + accept,
+            rejected=state.rejected + ~accept,
+        )
+        return judged, accept
+
+    def _noise(self, sde: SDE, t: Time, h: Time, z: Sample) -> Sample:
+        """g(t) √h z."""
+        return sde.diffusion(t) * jnp.sqrt(h) * z
+
+    def _norm(self, ratio: Sample) -> Array:
+        match self.norm:
+            case "l2_scaled":
+                return jnp.sqrt(jnp.mean(ratio**2))
+            case "l2":
+                return jnp.sqrt(jnp.sum(ratio**2))
+            case "linf":
+                return jnp.max(jnp.abs(ratio))

@@ -1,0 +1,80 @@
+"""Euler–Maruyama on the reverse SDE with a fixed number of steps (Song et al., arXiv 2011.13456)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from sde_lib import SDE, reverse_drift
+from sde_lib.checks import is_known, require
+from solvers.interface import Count, Sample, Status, Time
+from solvers.noise import prior_key, standard_normal
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EulerMaruyamaState:
+    x: Sample
+    t: Time
+    key: PRNGKeyArray
+    status: Count
+    accepted: Count
+    rejected: Count
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EulerMaruyama:
+    """Steps uniform in t from T to eps; one evaluation a step.
+
+    Attributes:
+        num_steps: how many; another number does not recompile.
+
+    Raises:
+        ValueError: for fewer than one step, or not a whole number.
+    """
+
+    num_steps: int | Count = 1000
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if is_known(self.num_steps):
+            whole = isinstance(self.num_steps, int) and self.num_steps >= 1
+            require(whole, "num_steps", self.num_steps, "a whole number >= 1", "raise num_steps")
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> EulerMaruyamaState:
+        return EulerMaruyamaState(
+            x=sde.prior(prior_key(key), shape, dtype),
+            t=jnp.asarray(sde.T, dtype),
+            key=key,
+            status=jnp.int32(Status.RUNNING),
+            accepted=jnp.int32(0),
+            rejected=jnp.int32(0),
+        )
+
+    def ask(self, state: EulerMaruyamaState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: EulerMaruyamaState, score: Sample) -> EulerMaruyamaState:
+        x, t = state.x, state.t
+        done = state.accepted + 1
+        last = done >= self.num_steps
+        # each time is made from its step's number, so that rounding does not add up; the last is eps itself
+        fraction = done.astype(t.dtype) / self.num_steps
+        t_next = jnp.where(last, sde.eps, sde.T - fraction * (sde.T - sde.eps)).astype(t.dtype)
+        h = t - t_next
+        z = standard_normal(state.key, done, x.shape, x.dtype)
+        # x ← x − h [f(x, t) − g(t)² s(x, t)] + g(t) √h z
+        x_next = x - h * reverse_drift(sde, x, t, score) + sde.diffusion(t) * jnp.sqrt(h) * z
+        return dataclasses.replace(
+            state,
+            x=x_next.astype(x.dtype),
+            t=t_next,
+            status=jnp.where(last, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            accepted=done,
+        )
