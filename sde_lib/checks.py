@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ def is_known(*values: Any) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
-def require(holds: bool, name: str, value: Any, allowed: str, fix: str) -> None:
+def require(holds: Any, name: str, value: Any, allowed: str, fix: str) -> None:
     """Raises ValueError "name = value: allowed is …; fix" unless ``holds``."""
     if not holds:
         raise ValueError(f"{name} = {value!r}: allowed is {allowed}; {fix}")
@@ -23,6 +24,13 @@ def require_positive(**settings: Any) -> None:
     for name, value in settings.items():
         if is_known(value):
             require(0 < value < float("inf"), name, value, "a number > 0", f"set {name} above zero")
+
+
+def require_count(**settings: Any) -> None:
+    """Raises ValueError naming the first setting that is not a whole number >= 1."""
+    for name, value in settings.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+        require(whole, name, value, "a whole number >= 1", f"set {name} to how many you want")
 
 
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:

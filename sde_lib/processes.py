@@ -279,8 +279,8 @@ class SubVPSDE:
         return 999.0 * t
 
     def score(self, output: Sample, t: Scalar) -> Sample:
-        # As published: 1 − exp(−B) without expm1, whose rounding in float32 makes 2.4e-4 of sigma at t = 1e-3.
-        # It scales a score by less than the network errs, and the published scores come out as they were.
+        # As published: 1 − exp(−B) without expm1, whose rounding in float32 is 2.4e-4 of sigma at t = 1e-3.
+        # That is less than the network errs, and the published scores come out as they were.
         return -output / (1 - jnp.exp(-self._beta.integral(t)))
 
     @property

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from sde_lib import SDE
 from sde_lib import denoise as tweedie
-from sde_lib.checks import require
+from sde_lib.checks import require, require_count
 from solvers.interface import Solver, Status
 from solvers.noise import sample_key
 
@@ -38,7 +38,7 @@ ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float
 SECONDS_PER_CALL = 0.5  # how long the compiled loop runs before the host looks in
 MAX_EVALUATIONS = 100_000
 # The compiler's code for what is left over when a loop is cut into vectors rounds differently from its vector
-# code. Solver states therefore have rows in whole vectors, and so does the batch that the score sees where the
+# code. Solver states therefore have rows in whole vectors, and so does the batch that the score sees where
 # samples are small enough for the rows of padding to cost nothing. (A batch of one is compiled differently
 # again: the score always sees two.)
 VECTOR = 16  # rows
@@ -146,19 +146,13 @@ def sample(
     Raises:
         ValueError: for counts below one, or a score function that does not keep the batch's shape.
     """
-    require(
-        (num_samples is None) != (sample_ids is None),
-        "num_samples and sample_ids",
-        (num_samples, sample_ids),
-        "exactly one of the two",
-        "give a number of samples or their ids",
-    )
     if sample_ids is None:
-        whole = isinstance(num_samples, int | np.integer) and num_samples >= 1
-        require(whole, "num_samples", num_samples, "a whole number >= 1", "raise num_samples")
-        sample_ids = np.arange(num_samples)
+        require_count(num_samples=num_samples)
+        sample_ids = range(num_samples or 0)
+    elif num_samples is not None:
+        require(False, "num_samples", num_samples, "None beside sample_ids", "give only one of the two")
     ids = _checked_ids(sample_ids)
-    require_batch_size(batch_size)
+    require_count(batch_size=batch_size)
     parts = list(
         stream(
             score_fn,
@@ -215,9 +209,7 @@ def stream(
     by batch shape, are the same ones however many ids are left.
     """
     ids = _checked_ids(sample_ids)
-    require_batch_size(lanes)
-    capped = isinstance(max_evaluations, int | np.integer) and max_evaluations >= 1
-    require(capped, "max_evaluations", max_evaluations, "a whole number >= 1", "raise max_evaluations")
+    require_count(lanes=lanes, max_evaluations=max_evaluations)
     shape = tuple(shape)
     if not isinstance(score_fn, jax.tree_util.Partial):
         score_fn = jax.tree_util.Partial(score_fn)
@@ -257,12 +249,6 @@ def stream(
             iterations = max(1, min(aimed, 4 * iterations))
             seconds_compile = 0.0
             yield part
-
-
-def require_batch_size(batch_size: int) -> None:
-    """Raises ValueError unless ``batch_size`` is a whole number >= 1."""
-    whole = isinstance(batch_size, int | np.integer) and batch_size >= 1
-    require(whole, "batch_size", batch_size, "a whole number >= 1", "raise the batch size")
 
 
 def _checked_ids(sample_ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -408,21 +394,12 @@ def _run(
 
     def iterate(carry: tuple) -> tuple:
         work, finished, count, handed_out, iteration = carry
-        work, handed_out = lax.cond(
-            jnp.any(_idle(work, lanes)) & (handed_out < queue_length),
-            refill,
-            lambda *unchanged: unchanged,
-            work,
-            handed_out,
-        )
+        hungry = jnp.any(_idle(work, lanes)) & (handed_out < queue_length)
+        work, handed_out = lax.cond(hungry, refill, lambda *unchanged: unchanged, work, handed_out)
         work, status = evaluate(work)
         ends = work.busy & (status != Status.RUNNING)
-        finished = lax.cond(
-            jnp.any(ends),
-            hand_out,
-            lambda work, ends, status, finished, count: finished,
-            *(work, ends, status, finished, count),
-        )
+        ending = (work, ends, status, finished, count)
+        finished = lax.cond(jnp.any(ends), hand_out, lambda *ending: ending[3], *ending)
         work = dataclasses.replace(work, busy=work.busy & ~ends)
         return work, finished, count + jnp.sum(ends, dtype=jnp.int32), handed_out, iteration + 1
 

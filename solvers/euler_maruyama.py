@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, reverse_drift
-from sde_lib.checks import is_known, require
+from sde_lib.checks import is_known, require_count
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 
@@ -44,8 +44,7 @@ class EulerMaruyama:
 
     def __post_init__(self) -> None:
         if is_known(self.num_steps):
-            whole = isinstance(self.num_steps, int) and self.num_steps >= 1
-            require(whole, "num_steps", self.num_steps, "a whole number >= 1", "raise num_steps")
+            require_count(num_steps=self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> EulerMaruyamaState:
         return EulerMaruyamaState(
