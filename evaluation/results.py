@@ -1,0 +1,243 @@
+"""Results with the identity of the run that made them: what the numbers are of, and what made them.
+
+A workdir holds one config's samples. ``config_identity`` names everything that determines a sample, and
+nothing that does not (how many, how batched, where to), so that a folder knows its own config from others.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from evaluation.files import atomic_file, make_folder, refused
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+# Of the model's settings: where its weights are (their hash counts instead), and what only training uses
+NOT_OF_THE_SAMPLES = ("checkpoint", "dropout", "init_scale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One line of results.jsonl.
+
+    Attributes:
+        config_hash, checkpoint_sha256: of what determines the samples; None for a score without a checkpoint.
+        git_commit: of the code, "+changes" added where files differ from it; None outside a repository.
+        features: the feature network of fid, is_mean and is_std, as name:sha256; None if none was used.
+        reference: what FID is to, as data:split:number.
+        num_samples: that all figures are over.
+        fid: to ``reference``.
+        is_mean, is_std: the Inception Score over its splits.
+        nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
+        nfe_lockstep: by the published convention, see evaluation/evaluate.py.
+        rejected: mean number of rejected steps a sample.
+        failed: number of samples whose status is not 0.
+        lane_utilization: share of the network's rows that advanced a sample; None if nothing was sampled.
+        samples_per_second: of the sampling in this run, without compilation; None if nothing was sampled.
+        seconds_compile: None if nothing was sampled.
+        devices: kind and number, as "cpu x 1".
+        versions: of the packages that compute.
+        extra: further figures, by name; they stand beside the others in the file.
+    """
+
+    config_hash: str
+    checkpoint_sha256: str | None
+    git_commit: str | None
+    features: str | None
+    reference: str | None
+    num_samples: int
+    fid: float | None
+    is_mean: float | None
+    is_std: float | None
+    nfe_mean: float
+    nfe_max: int
+    nfe_lockstep: float
+    rejected: float
+    failed: int
+    lane_utilization: float | None
+    samples_per_second: float | None
+    seconds_compile: float | None
+    devices: str
+    versions: dict[str, str]
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def line(self) -> str:
+        """JSON with every key, null for what is None or not finite."""
+        values = dataclasses.asdict(self)
+        values.update(values.pop("extra"))
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        return json.dumps(values, allow_nan=False)
+
+
+def append(workdir: Path, result: Result) -> None:
+    """Adds a line to workdir/results.jsonl, after cutting off a line that an earlier run left torn.
+
+    Raises:
+        OSError: with the path, the reason and the fix.
+    """
+    path = workdir / "results.jsonl"
+    make_folder(workdir)
+    try:
+        with open(path, "a+b") as file:
+            file.seek(0)
+            file.truncate(_end_of_whole_lines(file.read()))
+            file.write(result.line().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """The results in workdir/results.jsonl, oldest first; a torn last line is passed over.
+
+    Raises:
+        ValueError: naming a line before the last one that is not JSON.
+    """
+    path = workdir / "results.jsonl"
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    results = []
+    for number, line in enumerate(content[: _end_of_whole_lines(content)].splitlines(), start=1):
+        try:
+            results.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); delete that line") from None
+    return results
+
+
+def find(workdir: Path, *, config_hash: str, num_samples: int, features: str | None) -> dict[str, Any] | None:
+    """The newest result of this config over so many samples with these features; None if there is none."""
+    wanted = {"config_hash": config_hash, "num_samples": num_samples, "features": features}
+    for result in reversed(read(workdir)):
+        if wanted.items() <= result.items():
+            return result
+    return None
+
+
+def _end_of_whole_lines(content: bytes) -> int:
+    return content.rfind(b"\n") + 1
+
+
+def config_identity(
+    config: Any, *, sde: Any, solver: Any, checkpoint_sha256: str | None
+) -> tuple[dict[str, Any], str]:
+    """Everything that determines the samples, and its hash.
+
+    Args:
+        config: of a run. Not part of the identity: number and batching of samples, paths, training.
+        sde, solver: the dataclasses made from ``config.sde`` and ``config.solver``. They hold the settings
+            that this SDE and this solver use, so that another solver's do not count.
+        checkpoint_sha256: of the weights, None if there are none.
+
+    Returns:
+        identity: dotted key -> value, JSON types only.
+        hash: 16 hexadecimal digits.
+    """
+    identity = {
+        "seed": config.seed,
+        "checkpoint_sha256": checkpoint_sha256,
+        "eval.max_evaluations": config.eval.max_evaluations,
+        "solver.denoise": config.solver.denoise,
+        **{f"data.{key}": config.data[key] for key in ("name", "image_size", "num_channels", "centered")},
+        **{f"model.{key}": config.model[key] for key in config.model if key not in NOT_OF_THE_SAMPLES},
+        **_settings("sde", sde),
+        **_settings("solver", solver),
+    }
+    text = json.dumps(identity, sort_keys=True, default=_plain)
+    return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _settings(group: str, settings: Any) -> dict[str, Any]:
+    values = {f"{group}.{key}": value for key, value in dataclasses.asdict(settings).items()}
+    return {f"{group}.name": type(settings).__name__, **values}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and JAX scalars and arrays as plain numbers and lists."""
+    return value.tolist()
+
+
+def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
+    """Makes the folder this config's: writes identity.json, or finds it there.
+
+    Raises:
+        ValueError: if the folder holds another config's samples, with the keys that differ and both values.
+        OSError: if it cannot be written, with the path, the reason and the fix.
+    """
+    path = workdir / "identity.json"
+    if not path.exists():
+        make_folder(workdir)
+        with atomic_file(path) as file:
+            file.write(json.dumps(identity, indent=1, sort_keys=True).encode())
+        return
+    try:
+        owner = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}), so nobody knows whose samples these are; take another --workdir"
+        ) from None
+    differing = [
+        f"{key} = {_shown(identity, key)} here, {_shown(owner, key)} there"
+        for key in sorted(identity.keys() | owner.keys())
+        if _shown(identity, key) != _shown(owner, key)
+    ]
+    if differing:
+        raise ValueError(
+            f"--workdir = {str(workdir)!r} holds another config's samples: {'; '.join(differing)}. "
+            "Allowed is a new folder or one of this config's; take another --workdir, or that config"
+        )
+
+
+def _shown(identity: dict[str, Any], key: str) -> str:
+    return json.dumps(identity[key]) if key in identity else "absent"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names, in the order of the names."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        digest.update(b"" if file == path else file.relative_to(path).as_posix().encode() + b"\0")
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with "+changes" where files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def devices() -> str:
+    """Kind and number of the devices of all processes, such as "cpu x 1"."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{kind} x {number}" for kind, number in kinds.items())
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,165 @@
+"""FID and its moments against closed forms."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from evaluation import digits_classifier
+from evaluation.features import load_features
+from evaluation.fid import (
+    Moments,
+    Source,
+    fid,
+    frechet_distance,
+    load_moments,
+    moments_of_images,
+    save_moments,
+    warn_if_few,
+)
+
+SOURCE = Source(features="plain", features_sha256="00", preprocessing="none", data="made up", split="all")
+
+
+def orthogonal(d: int, seed: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
+
+
+def moments(covariance: np.ndarray, mean: np.ndarray | None = None, source: Source = SOURCE) -> Moments:
+    mean = np.zeros(len(covariance)) if mean is None else mean
+    return Moments(count=1001, mean=mean, scatter=1000 * covariance, source=source)
+
+
+@pytest.mark.parametrize("d", [1, 64, pytest.param(2048, marks=pytest.mark.slow)])
+def test_commuting_covariances(d):
+    # C1 = U a U^T and C2 = U b U^T: the distance is |m|^2 + sum (sqrt a − sqrt b)^2
+    random = np.random.default_rng(0)
+    u = orthogonal(d, seed=1)
+    a, b = random.uniform(0.1, 2, d), random.uniform(0.1, 2, d)
+    mean = random.standard_normal(d)
+    expected = mean @ mean + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert fid(moments(u * a @ u.T, mean), moments(u * b @ u.T)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("d", "rank"), [(64, 1), (64, 20), (64, 63), pytest.param(2048, 300, marks=pytest.mark.slow)]
+)
+def test_singular_covariances(d, rank):
+    # both of this rank, sharing half of their axes; a product's square root would lose half the digits here
+    random = np.random.default_rng(2)
+    u = orthogonal(d, seed=3)
+    a, b = np.zeros(d), np.zeros(d)
+    a[:rank] = random.uniform(0.1, 2, rank)
+    b[d - rank :] = random.uniform(0.1, 2, rank)
+    b[: rank // 2] = a[: rank // 2] * 4
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert fid(moments(u * a @ u.T), moments(u * b @ u.T)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_covariances_that_do_not_commute():
+    # In two dimensions tr sqrt(C1 C2) = sqrt(tr(C1 C2) + 2 sqrt(det C1 det C2))
+    random = np.random.default_rng(4)
+    a, b = (m @ m.T for m in random.standard_normal((2, 2, 2)))
+    cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
+    expected = np.trace(a) + np.trace(b) - 2 * cross
+    assert frechet_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_wide_spectrum_keeps_its_small_directions():
+    # eigenvalues over ten orders of magnitude, as features have; roots of the product's would keep eight
+    a = np.logspace(0, -10, 64)
+    u = orthogonal(64, seed=5)
+    covariance = u * a @ u.T
+    small = np.where(a < 1e-5, 100 * a, a)
+    expected = ((np.sqrt(small) - np.sqrt(a)) ** 2).sum()
+    assert fid(moments(covariance), moments(u * small @ u.T)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_to_itself_and_to_a_point():
+    covariance = np.cov(np.random.default_rng(6).standard_normal((16, 100)))
+    assert fid(moments(covariance), moments(covariance)) == pytest.approx(0, abs=1e-12)
+    point = np.zeros((16, 16))
+    assert fid(moments(covariance), moments(point)) == pytest.approx(np.trace(covariance))
+    assert fid(moments(point), moments(point)) == 0
+
+
+def test_reference_implementation(golden_dir):
+    with np.load(golden_dir / "inception" / "metrics.npz") as arrays:
+        expected = json.loads(str(arrays["results"]))["fid"]["frechet_inception_distance"]
+        first, second = (Moments.of(arrays[name], SOURCE) for name in ("features_1", "features_2"))
+    assert fid(first, second) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 10 + [490], [499, 1], [7, 300, 193]])
+def test_merged_moments_are_those_of_the_whole(pieces):
+    # far from zero: a difference of sums of squares would leave 4 digits in float32's place, and 8 here
+    features = (1e4 + np.random.default_rng(7).standard_normal((500, 5))).astype(np.float32)
+    parts = [Moments.of(part, SOURCE) for part in np.split(features, np.cumsum(pieces)[:-1])]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    exact = features.astype(np.float64)
+    assert merged.count == 500
+    np.testing.assert_allclose(merged.mean, exact.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(merged.covariance, np.cov(exact.T), rtol=1e-9, atol=1e-10)
+
+
+def test_merging_is_for_parts_of_one_set():
+    other = dataclasses.replace(SOURCE, split="test")
+    with pytest.raises(ValueError, match="merge moments of parts of one set only"):
+        moments(np.eye(2)).merge(moments(np.eye(2), source=other))
+
+
+def test_moments_of_other_features_are_refused_by_name():
+    other = dataclasses.replace(SOURCE, features_sha256="11", preprocessing="uint8 / 255", data="theirs")
+    with pytest.raises(
+        ValueError, match="features_sha256 = '00' and '11'; preprocessing = 'none' and"
+    ) as caught:
+        fid(moments(np.eye(2)), moments(np.eye(2), source=other))
+    assert "features = 'plain'" not in str(caught.value)
+    # another data set is what FID is for
+    assert fid(moments(np.eye(2)), moments(np.eye(2), source=dataclasses.replace(SOURCE, data="theirs"))) == 0
+
+
+def test_too_few_and_not_finite_are_refused():
+    with pytest.raises(ValueError, match="number of features = 0"):
+        Moments.of(np.zeros((0, 3)), SOURCE)
+    with pytest.raises(ValueError, match="number of samples = 1: allowed is at least 2"):
+        fid(Moments.of(np.zeros((1, 3)), SOURCE), moments(np.eye(3)))
+    with pytest.raises(ValueError, match=r"not finite = .1 of 2 in 'made up'"):
+        Moments.of(np.array([[0, 1], [np.nan, 1]]), SOURCE)
+    with pytest.raises(ValueError, match="not finite for 'made up'"):
+        fid(moments(np.eye(2) * np.nan), moments(np.eye(2)))
+
+
+def test_moments_survive_the_disk(tmp_path):
+    network = load_features("digits")
+    images, _ = digits_classifier.labelled_digits()
+    first = moments_of_images(images[:300], network, data="digits", split="first 300")
+    save_moments(tmp_path / "moments.npz", first)
+    again = load_moments(tmp_path / "moments.npz")
+    assert again.source == first.source == Source.of(network, data="digits", split="first 300")
+    assert again.count == 300
+    assert np.array_equal(again.mean, first.mean)
+    assert np.array_equal(again.scatter, first.scatter)
+
+
+def test_digits_are_nearer_to_digits_than_to_noise():
+    network = load_features("digits")
+    images, _ = digits_classifier.labelled_digits()
+    halves = [moments_of_images(images[i::2], network, data="digits", split=f"half {i}") for i in (0, 1)]
+    shuffled = np.random.default_rng(8).permuted(images.reshape(-1, 64), axis=1).reshape(images.shape)
+    noise = moments_of_images(shuffled, network, data="noise", split="all")
+    assert 100 * fid(*halves) < fid(noise, halves[0])
+
+
+def test_few_samples_give_a_warning_with_its_reason():
+    network = load_features("digits")
+    with pytest.warns(UserWarning, match="FID of 48 samples in the 48 dimensions of 'digits'.*singular"):
+        warn_if_few(48, network)
+    with pytest.warns(UserWarning, match="biased upwards.*num_samples = 240") as caught:
+        warn_if_few(239, network)
+    assert "singular" not in str(caught[0].message)
+    warn_if_few(240, network)
+    assert len(caught) == 1
