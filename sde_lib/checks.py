@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 def is_known(*values: Any) -> bool:
@@ -29,7 +30,7 @@ def require_positive(**settings: Any) -> None:
 def require_count(**settings: Any) -> None:
     """Raises ValueError naming the first setting that is not a whole number >= 1."""
     for name, value in settings.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
         require(whole, name, value, "a whole number >= 1", f"set {name} to how many you want")
 
 

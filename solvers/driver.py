@@ -98,7 +98,7 @@ class _Lanes:
 class _Finished:
     """Where finished samples are put, in the order in which they finish; named as in ``Solution``."""
 
-    x: Float[Array, capacity * shape]
+    x: Float[Array, "capacity ..."]
     sample_ids: UInt32[Array, " capacity"]
     nfe: Int32[Array, " capacity"]
     accepted: Int32[Array, " capacity"]
