@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import models
+import training
+from tests.training.tiny import init_params, tiny_config, tiny_models
+from training import loop, state_files
+from training.step import initial_state
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Training uses a network that compiles at once."""
+    monkeypatch.setattr(loop, "models", tiny_models)
+
+
+def _train(workdir, config, **options):
+    return training.train(config, workdir, command="test", progress=False, **options)
+
+
+def _state(workdir, config):
+    blank = initial_state(config.training, init_params(config, jax.random.key(9)))
+    state = state_files.restore_newest(workdir / "checkpoints", blank)
+    assert state is not None
+    return jax.device_get(state)
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The state after 40 uninterrupted steps."""
+    workdir, config = tmp_path_factory.mktemp("whole"), tiny_config(num_steps=40, checkpoint_every=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "models", tiny_models)
+        _train(workdir, config)
+    return _state(workdir, config)
+
+
+def test_a_killed_training_ends_as_the_uninterrupted_one(tiny, tmp_path, whole):
+    config = tiny_config(num_steps=40, checkpoint_every=4)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.tiny", str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    checkpoints, deadline = tmp_path / "checkpoints", time.monotonic() + 120
+    while not list(checkpoints.glob("step_00000008/_CHECKPOINT_METADATA")):
+        assert process.poll() is None, "the training ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (checkpoints / "step_00000040").exists()
+    _train(tmp_path, config)
+    _assert_equal(_state(tmp_path, config), whole)
+
+
+def test_a_longer_run_goes_on_and_a_finished_one_is_left_alone(tiny, tmp_path, whole):
+    _train(tmp_path, tiny_config(num_steps=13, checkpoint_every=5))
+    config = tiny_config(num_steps=40, checkpoint_every=30)
+    steps = []
+    path = _train(tmp_path, config, on_snapshot=lambda step, score_fn: steps.append(step))
+    assert steps == [20, 30, 40]
+    _assert_equal(_state(tmp_path, config), whole)
+    written = path.stat().st_mtime_ns
+    assert _train(tmp_path, config, on_snapshot=lambda step, score_fn: steps.append(step)) == path
+    assert steps == [20, 30, 40]
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_torn_checkpoint_is_skipped_with_a_message(tiny, tmp_path, whole, capsys):
+    _train(tmp_path, tiny_config(num_steps=20, checkpoint_every=10))
+    torn = tmp_path / "checkpoints" / "step_00000020"
+    for file in torn.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+    config = tiny_config(num_steps=40, checkpoint_every=10)
+    steps = []
+    _train(tmp_path, config, on_snapshot=lambda step, score_fn: steps.append(step))
+    assert f"checkpoint {torn} cannot be read and is skipped" in capsys.readouterr().out
+    assert steps == [20, 30, 40]
+    _assert_equal(_state(tmp_path, config), whole)
+
+
+def test_what_a_training_leaves(tiny, tmp_path):
+    scores = []
+
+    def on_snapshot(step, score_fn):
+        scores.append(np.asarray(score_fn(np.zeros((2, 8, 8, 1), np.float32), np.full(2, 0.5, np.float32))))
+
+    config = tiny_config(num_steps=10, checkpoint_every=2)
+    path = _train(tmp_path, config, on_snapshot=on_snapshot)
+    assert path == tmp_path / "checkpoint"
+    assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == [
+        f"step_{step:08d}" for step in (6, 8, 10)
+    ]
+    assert scores[0].shape == (2, 8, 8, 1)
+    metadata = json.loads((path / "metadata" / "metadata").read_text())
+    assert (metadata["step"], metadata["command"], metadata["sde"]["name"]) == (10, "test", "vp")
+    assert 0 < metadata["loss"] < 10
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+    assert b"images_per_second" in events.read_bytes()
+
+
+def test_the_bar_shows_loss_and_rate(tiny, tmp_path, capsys):
+    training.train(tiny_config(num_steps=3, checkpoint_every=3), tmp_path, command="test")
+    bar = capsys.readouterr().err
+    assert "3/3" in bar
+    assert "loss " in bar
+    assert "images/s" in bar
+
+
+def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
+    _train(tmp_path, tiny_config(num_steps=1))
+    before = (tmp_path / "training.json").read_text()
+    config = tiny_config(num_steps=1, learning_rate=0.5)
+    config.seed = 7
+    message = (
+        r"workdir = .*differs in config.seed = 7 \(there 0\), "
+        r"config.training.learning_rate = 0.5 \(there 0.001\); give another --workdir, or set these back"
+    )
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, config)
+    assert (tmp_path / "training.json").read_text() == before
+    assert json.loads(before)["training.learning_rate"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("batch_size", 0, "a whole number >= 1"),
+        ("num_steps", 0, "a whole number >= 1"),
+        ("checkpoint_every", 0, "a whole number >= 1"),
+        ("snapshot_every", -1, "a whole number >= 1"),
+        ("log_every", 0, "a whole number >= 1"),
+        ("warmup_steps", -1, "a whole number >= 0"),
+        ("learning_rate", 0.0, "a number > 0"),
+        ("learning_rate", float("nan"), "a number > 0"),
+        ("gradient_clip", -1.0, "a number > 0"),
+        ("ema_rate", 1.0, r"a rate in \[0, 1\)"),
+        ("ema_rate", -0.1, r"a rate in \[0, 1\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed, tmp_path):
+    with pytest.raises(ValueError, match=f"config.training.{name} = {value}: allowed is {allowed}; set "):
+        _train(tmp_path / "new", tiny_config(**{name: value}))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_workdir(tiny, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(
+        ValueError, match="allowed is a folder, new or not; name a folder, or remove the file"
+    ):
+        _train(tmp_path / "file", tiny_config())
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path):
+    config = tiny_config(num_steps=30, checkpoint_every=1, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is (nan|inf) at step \d+: .*lower config.training"
+    ):
+        _train(tmp_path, config)
+    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), _state(tmp_path, config).opt_state)
+    assert all(jax.tree.leaves(finite))
+
+
+@pytest.mark.slow
+def test_a_real_network_goes_on_as_uninterrupted(tmp_path):
+    states = []
+    for workdir, runs in ((tmp_path / "whole", [6]), (tmp_path / "parts", [3, 6])):
+        for num_steps in runs:
+            config = tiny_config(num_steps=num_steps)
+            config.model.update({"nf": 4, "ch_mult": (1,), "dropout": 0.1})
+            path = _train(workdir, config)
+        params, metadata = models.restore_params(path, config)
+        assert metadata["step"] == 6
+        states.append(params)
+    _assert_equal(*states)

@@ -1,0 +1,91 @@
+"""For Gaussian data N(mu, s^2) the exact score is known, and its loss is alpha^2 s^2/(alpha^2 s^2 + sigma^2).
+
+Statistics are held to five standard errors: a false alarm in about two million.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from training.losses import EPS_TRAIN, loss_at, score_matching_loss
+
+SDES = [VESDE(sigma_max=5.0), VPSDE(), SubVPSDE()]
+IDS = ["ve", "vp", "subvp"]
+MEAN, STD, IMAGES = 0.3, 0.4, 20_000
+
+
+def _gaussian_score(sde):
+    def score(x, t):
+        alpha, sigma = jax.vmap(sde.marginal)(t)
+        variance = alpha**2 * STD**2 + sigma**2
+        return -(x - alpha[:, None] * MEAN) / variance[:, None]
+
+    return score
+
+
+def _losses(sde, t, score, **options):
+    data_key, noise_key = jax.random.split(jax.random.key(1))
+    images = MEAN + STD * jax.random.normal(data_key, (IMAGES, 2))
+    noise = jax.random.normal(noise_key, images.shape)
+    return np.asarray(loss_at(score, sde, images, jnp.full(IMAGES, t), noise, **options), np.float64)
+
+
+def _assert_mean(values, expected):
+    assert abs(values.mean() - expected) < 5 * values.std() / np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("t", [0.01, 0.2, 0.6, 1.0])
+@pytest.mark.parametrize("sde", SDES, ids=IDS)
+def test_exact_score_has_its_known_loss_and_any_other_a_larger_one(sde, t):
+    alpha, sigma = map(float, sde.marginal(t))
+    variance = alpha**2 * STD**2 + sigma**2
+    exact = _gaussian_score(sde)
+    losses = _losses(sde, t, exact)
+    _assert_mean(losses, alpha**2 * STD**2 / variance)
+    for factor in (0.8, 1.2):
+        scaled = _losses(sde, t, lambda x, t, factor=factor: factor * exact(x, t))
+        _assert_mean(scaled - losses, (1 - factor) ** 2 * sigma**2 / variance)
+    shifted = _losses(sde, t, lambda x, t: exact(x, t) + 0.3 / sigma)
+    _assert_mean(shifted - losses, 0.09)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=IDS)
+def test_likelihood_weighting_changes_the_weight_alone(sde):
+    t = 0.3
+    score = _gaussian_score(sde)
+    factor = (float(sde.diffusion(t)) / float(sde.marginal(t)[1])) ** 2
+    weighted = _losses(sde, t, score, likelihood_weighting=True)
+    np.testing.assert_allclose(weighted, factor * _losses(sde, t, score), rtol=1e-5)  # float32 rounding
+
+
+@pytest.mark.parametrize("sde", SDES, ids=IDS)
+def test_times_are_uniform_from_the_training_eps(sde):
+    times = np.linspace(EPS_TRAIN, 1, 10_001)
+    alpha, sigma = jax.vmap(sde.marginal)(jnp.asarray(times))
+    expected = np.mean(alpha**2 * STD**2 / (alpha**2 * STD**2 + sigma**2))
+    seen = []
+
+    def score(x, t):
+        seen.append(t)
+        return _gaussian_score(sde)(x, t)
+
+    images = MEAN + STD * jax.random.normal(jax.random.key(2), (IMAGES, 2))
+    loss = score_matching_loss(score, sde, jax.random.key(3), images)
+    # The variance of a loss is at most 2/pixels at one time (a chi square's), and of its mean 1/4 over times.
+    assert abs(loss - expected) < 5 * np.sqrt((1 + 0.25) / IMAGES)
+    (t,) = seen
+    assert t.min() >= EPS_TRAIN
+    assert t.max() <= 1
+    np.testing.assert_allclose(np.histogram(t, 10, (0, 1))[0] / IMAGES, 0.1, atol=5 * 0.3 / np.sqrt(IMAGES))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 1), (3, 32, 32, 3)])
+def test_a_silent_network_has_loss_one_for_every_image_size(shape):
+    loss = loss_at(
+        lambda x, t: jnp.zeros_like(x), VPSDE(), jnp.zeros(shape), jnp.array([0.1, 0.5, 1.0]), jnp.ones(shape)
+    )
+    np.testing.assert_allclose(loss, 1, rtol=1e-6)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sde_lib import VPSDE
+from tests.training.tiny import TinyNet, init_params, tiny_config
+from training import datasets
+from training.step import initial_state, keys, make_step, optimizer
+
+
+def _run(config, steps, state=None):
+    """The states after each step, on the host; and the losses."""
+    images = datasets.load(config.data)
+    state = state or initial_state(config.training, init_params(config, keys(config.seed)[0]))
+    step_fn, states, losses = make_step(config, TinyNet(), VPSDE()), [jax.device_get(state)], []
+    for _ in range(steps):
+        rows = datasets.batch_rows(config.seed, int(state.step), config.training.batch_size, len(images))
+        state, loss = step_fn(state, jnp.asarray(images[rows]))
+        states.append(jax.device_get(state))
+        losses.append(float(loss))
+    return states, losses
+
+
+def _assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_training_learns():
+    _, losses = _run(tiny_config(learning_rate=1e-2), 150)
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_a_step_counts_and_averages_the_weights():
+    states, _ = _run(tiny_config(ema_rate=0.75), 6)
+    assert [int(state.step) for state in states] == list(range(7))
+    for before, after in itertools.pairwise(states):
+        expected = jax.tree.map(lambda ema, new: 0.75 * ema + 0.25 * new, before.params_ema, after.params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params_ema, expected
+        )
+
+
+def test_warm_up_is_linear_from_zero():
+    config = tiny_config(warmup_steps=4, learning_rate=1e-3)
+    states, _ = _run(config, 1)
+    _assert_equal(states[0].params, states[1].params)  # the first step has rate 0
+    # Under a constant gradient Adam's every step is its rate.
+    params, gradient = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    transform = optimizer(config.training)
+    state, sizes = transform.init(params), []
+    for _ in range(6):
+        update, state = transform.update(gradient, state, params)
+        sizes.append(-float(update["w"]))
+    np.testing.assert_allclose(sizes, 1e-3 * np.array([0, 0.25, 0.5, 0.75, 1, 1]), rtol=1e-4)
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+    transform = optimizer(tiny_config(gradient_clip=0.5).training)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+    _, (_, (adam, _)) = transform.update(
+        {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, transform.init(params)
+    )
+    np.testing.assert_allclose(adam.mu["a"], [0.1 * 0.3, 0], rtol=1e-5)  # 5 -> 0.5, and Adam's 1 − 0.9 of it
+    np.testing.assert_allclose(adam.mu["b"], 0.1 * 0.4, rtol=1e-5)
+
+
+def test_going_on_from_a_state_is_the_uninterrupted_run():
+    config = tiny_config()
+    whole, _ = _run(config, 8)
+    resumed, _ = _run(config, 5, state=jax.tree.map(jnp.asarray, whole[3]))
+    _assert_equal(resumed[-1], whole[-1])
+
+
+def test_seed_and_weighting_reach_the_step():
+    config, losses = tiny_config(), set()
+    for change in ({}, {"seed": 1}, {"training": {"likelihood_weighting": True}}):
+        config.update(change)
+        losses.add(_run(config, 1)[1][0])
+    assert len(losses) == 3

@@ -1,0 +1,17 @@
+"""Data sets, denoising score matching, and the training loop."""
+
+from training.datasets import load
+from training.loop import train
+from training.losses import EPS_TRAIN, loss_at, score_matching_loss
+from training.step import TrainState, initial_state, make_step
+
+__all__ = [
+    "EPS_TRAIN",
+    "TrainState",
+    "initial_state",
+    "load",
+    "loss_at",
+    "make_step",
+    "score_matching_loss",
+    "train",
+]
