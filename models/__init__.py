@@ -1,8 +1,9 @@
-"""Score networks: NCSN++, DDPM++ and DDPM in flax.linen."""
+"""Score networks (NCSN++, DDPM++ and DDPM in flax.linen) and their checkpoints."""
 
 from __future__ import annotations
 
 from models.build import Params, ScoreFunction, abstract_params, build, init_params, score_fn
+from models.checkpoints import convert, load_score_fn, restore_params
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 
@@ -13,6 +14,9 @@ __all__ = [
     "ScoreFunction",
     "abstract_params",
     "build",
+    "convert",
     "init_params",
+    "load_score_fn",
+    "restore_params",
     "score_fn",
 ]

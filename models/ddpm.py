@@ -16,7 +16,7 @@ from sde_lib.checks import require
 class DDPM(nn.Module):
     """The U-Net of DDPM: the ancestor of DDPM++, with 32 groups a normalisation and plain residual sums.
 
-    The fields mean what they mean in ``NCSNpp``; options that are not fields here do not exist in this network.
+    The fields mean what they mean in ``NCSNpp``; options that are not fields here do not exist in this one.
     """
 
     image_size: int
@@ -44,7 +44,7 @@ class DDPM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], label: Float[Array, "b"], *, train: bool = False
+        self, x: Float[Array, "b h w c"], label: Float[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
         """The network's output for images x at time labels: 999 t for VP and sub-VP, sigma for VE.
 

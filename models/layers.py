@@ -3,20 +3,24 @@
 Parameters have the names, shapes and initial distributions of the published score_sde networks, so that their
 checkpoints fit as they are.
 
-``dtype`` is the type in which convolutions and attention compute. Parameters, normalisation with its activation,
-residual sums, and all that depends on time alone are float32: XLA fuses or hides them, and a bfloat16 network errs
-a third less for it.
+``dtype`` is the type in which convolutions and attention compute. Parameters, normalisation with its
+activation, residual sums, and all that depends on time alone are float32: XLA fuses or hides them, and a
+bfloat16 network errs a third less for it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -26,7 +30,7 @@ Images = Float[Array, "b h w c"]
 
 
 def uniform_init(scale: float = 1.0) -> Any:
-    """Uniform weights of variance scale/mean(fan in, fan out) (Ho et al., arXiv 2006.11239); 0 means almost 0."""
+    """Uniform weights of variance scale/mean(fan in, fan out), as in arXiv 2006.11239; 0 means almost 0."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
@@ -58,7 +62,7 @@ def group_norm(channels: int, groups: int | None) -> nn.GroupNorm:
         "channels to normalise",
         channels,
         f"a multiple of {groups or 'min(channels // 4, 32)'}, here {count} groups",
-        "choose model.nf and model.ch_mult so that all channel counts and their sums are (multiples of 32 will do)",
+        "choose model.nf and model.ch_mult so that every count and sum of counts is: multiples of 32 will do",
     )
     # The one-pass variance E[x²] − E[x]² loses digits where the mean is large: take two passes.
     return nn.GroupNorm(count, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
@@ -75,24 +79,24 @@ class NIN(nn.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         weight = self.param("W", uniform_init(self.init_scale), (x.shape[-1], self.features))
         bias = self.param("b", nn.initializers.zeros, (self.features,))
-        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+        x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
         return x @ weight + bias
 
 
 class GaussianFourierProjection(nn.Module):
-    """sin and cos of 2π W y for fixed random frequencies W ~ N(0, scale²) (Tancik et al., arXiv 2006.10739)."""
+    """sin and cos of 2π W y for fixed random frequencies W ~ N(0, scale²) (arXiv 2006.10739)."""
 
     features: int
     scale: float
 
     @nn.compact
-    def __call__(self, y: Float[Array, "b"]) -> Float[Array, "b 2*{self.features}"]:
+    def __call__(self, y: Float[Array, " b"]) -> Float[Array, "b 2*{self.features}"]:
         frequencies = self.param("W", nn.initializers.normal(self.scale), (self.features,))
         angles = 2 * jnp.pi * y[:, None] * lax.stop_gradient(frequencies)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def positional_embedding(y: Float[Array, "b"], features: int) -> Float[Array, "b {features}"]:
+def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "b {features}"]:
     """sin and cos of y at frequencies from 1 down to 1e-4 in geometric steps (arXiv 1706.03762, section 3.5).
 
     As published, the last frequency is reached (division by half − 1), and an odd last feature is zero.
@@ -104,11 +108,10 @@ def positional_embedding(y: Float[Array, "b"], features: int) -> Float[Array, "b
     return jnp.pad(embedding, [(0, 0), (0, features % 2)])
 
 
-# Resampling by 2 with a finite-impulse-response filter (Karras et al., arXiv 1912.04958, appendix B; Zhang, arXiv
-# 1904.11486): insert zeros, filter, drop every second pixel. The filters are separable and short, so each axis is
-# a sum of a few shifted slices, of which only those are formed that are kept and not zero. XLA fuses that into one
-# pass over the image; on a CPU it is 8 to 100 times faster than the depthwise convolution that says the same
-# (benchmarks/resampling.py).
+# Resampling by 2 with a finite-impulse-response filter (arXiv 1912.04958, appendix B; arXiv 1904.11486):
+# insert zeros, filter, drop every second pixel. The filters are separable and short, so each axis is a sum
+# of a few shifted slices, and only what is kept and not zero is computed. XLA fuses that into one pass over
+# the image; on a CPU it is 8 to 100 times faster than the depthwise convolution that says the same.
 
 
 def _taps(kernel: tuple[float, ...], gain: float) -> list[float]:
@@ -126,15 +129,19 @@ def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> 
     return lax.slice_in_dim(padded, 0, None, stride, axis)
 
 
+def _sum(images: Iterable[Images]) -> Images:
+    return functools.reduce(operator.add, images)
+
+
 def filter_images(
     x: Images, kernel: tuple[float, ...], padding: tuple[int, int], *, stride: int = 1, gain: float = 1.0
 ) -> Images:
-    """Zero padding (before, after) each axis, convolution with the filter, and every ``stride``-th pixel of it."""
+    """Zero padding (before, after) each axis, convolution with the filter, each ``stride``-th pixel."""
     before, after = padding
     for axis in (1, 2):
         taps = _taps(kernel, gain)
         length = (x.shape[axis] + before + after - len(taps)) // stride + 1
-        x = sum(tap * _shifted(x, axis, i - before, length, stride) for i, tap in enumerate(taps))
+        x = _sum(tap * _shifted(x, axis, i - before, length, stride) for i, tap in enumerate(taps))
     return x
 
 
@@ -152,7 +159,7 @@ def fir_upsample(x: Images, kernel: tuple[float, ...]) -> Images:
         length = x.shape[axis]
         # Output pixel 2q + r sees tap i at input pixel q + (r + i − before)/2, where that is whole.
         even, odd = (
-            sum(
+            _sum(
                 tap * _shifted(x, axis, (r + i - before) // 2, length)
                 for i, tap in enumerate(taps)
                 if (r + i - before) % 2 == 0
@@ -197,7 +204,7 @@ class Conv2d(nn.Module):
     def __call__(self, x: Images) -> Images:
         weight = self.param("weight", uniform_init(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+        x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
         length = len(self.fir_kernel)
         if self.up:  # the convolution on the image with inserted zeros (2n + 1 pixels), then the filter
             excess = length - 4
@@ -315,7 +322,7 @@ class ResnetBlockDDPMpp(nn.Module):
 
 
 class ResnetBlockBigGANpp(nn.Module):
-    """The residual block of BigGAN (arXiv 1809.11096): as DDPM's, and it resamples before its convolutions."""
+    """The residual block of BigGAN (arXiv 1809.11096): as DDPM's, and it resamples before it convolves."""
 
     dropout: float
     skip_rescale: bool

@@ -93,7 +93,7 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], label: Float[Array, "b"], *, train: bool = False
+        self, x: Float[Array, "b h w c"], label: Float[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
         """The network's output for images x at time labels: sigma for VE, 999 t for VP and sub-VP.
 
