@@ -17,6 +17,7 @@ from evaluation.fid import Moments, Source, fid, require_comparable, warn_if_few
 from evaluation.inception_score import InceptionScore
 from evaluation.samples import Samples
 from sde_lib.checks import require
+from solvers import Status
 
 
 def evaluate(
@@ -35,7 +36,7 @@ def evaluate(
         shards: in the order of their ids, as ``SampleStore.shards`` gives them.
         num_samples: in all shards together.
         batch_size: that ``nfe_lockstep`` supposes; the samples do not depend on it.
-        evaluations_per_step: of the score by the solver's attempted step: 2 for the adaptive one.
+        evaluations_per_step: the solver's; of the score, by an attempted step.
         network: for fid, is_mean and is_std; these are None without it.
         reference: moments of the network's features of the data; fid is None without it.
         splits: of the Inception Score.
@@ -70,7 +71,7 @@ def evaluate(
         "nfe_max": int(nfe.max()),
         "nfe_lockstep": nfe_lockstep(accepted + rejected, batch_size, evaluations_per_step),
         "rejected": float(rejected.mean()),
-        "failed": int((status != 0).sum()),
+        "failed": int((status != Status.COMPLETED).sum()),
     }
 
 

@@ -130,6 +130,11 @@ class Moments:
         )
 
     @property
+    def name(self) -> str:
+        """What they are of, as data:split:number."""
+        return f"{self.source.data}:{self.source.split}:{self.count}"
+
+    @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
         """The unbiased estimate, as in the published FID.
 

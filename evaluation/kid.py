@@ -48,7 +48,8 @@ def squared_mmd(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m d"]) ->
     """The unbiased estimate of the squared maximum mean discrepancy; it can be below zero."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+        k = a @ b.T / a.shape[1] + 1
+        return k * k * k  # many times faster than k**3
 
     def mean_of_pairs(a: np.ndarray) -> float:  # of different vectors
         k = kernel(a, a)

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 
 from evaluation.files import atomic_file, make_folder, refused
+from sde_lib import SDE, require
+from solvers import Solver
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
@@ -43,7 +45,7 @@ class Result:
         nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
         nfe_lockstep: by the published convention, see evaluation/evaluate.py.
         rejected: mean number of rejected steps a sample.
-        failed: number of samples whose status is not 0.
+        failed: number of samples that did not complete.
         lane_utilization: share of the network's rows that advanced a sample; None if nothing was sampled.
         samples_per_second: of the sampling in this run, without compilation; None if nothing was sampled.
         seconds_compile: None if nothing was sampled.
@@ -133,42 +135,37 @@ def _end_of_whole_lines(content: bytes) -> int:
 
 
 def config_identity(
-    config: Any, *, sde: Any, solver: Any, checkpoint_sha256: str | None
+    config: Any, *, sde: SDE, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
     """Everything that determines the samples, and its hash.
 
     Args:
-        config: of a run. Not part of the identity: number and batching of samples, paths, training.
-        sde, solver: the dataclasses made from ``config.sde`` and ``config.solver``. They hold the settings
-            that this SDE and this solver use, so that another solver's do not count.
+        config: the whole config. Not part of the identity: number and batching of samples, paths, training.
+        sde, solver: made from ``config.sde`` and ``config.solver``. They hold the settings that this SDE and
+            this solver use, so that those of others do not count.
         checkpoint_sha256: of the weights, None if there are none.
 
     Returns:
-        identity: dotted key -> value, JSON types only.
+        identity: config key, dotted -> value, and checkpoint_sha256; JSON types only.
         hash: 16 hexadecimal digits.
     """
+    model = {name: value for name, value in config.model.items() if name not in NOT_OF_THE_SAMPLES}
+    data = {name: config.data[name] for name in ("name", "image_size", "num_channels", "centered")}
     identity = {
-        "seed": config.seed,
         "checkpoint_sha256": checkpoint_sha256,
+        "seed": config.seed,
+        **_keys("sde", {"name": config.sde.name, **vars(sde)}),
+        **_keys("solver", {"name": config.solver.name, "denoise": config.solver.denoise, **vars(solver)}),
+        **_keys("model", model),
+        **_keys("data", data),
         "eval.max_evaluations": config.eval.max_evaluations,
-        "solver.denoise": config.solver.denoise,
-        **{f"data.{key}": config.data[key] for key in ("name", "image_size", "num_channels", "centered")},
-        **{f"model.{key}": config.model[key] for key in config.model if key not in NOT_OF_THE_SAMPLES},
-        **_settings("sde", sde),
-        **_settings("solver", solver),
     }
-    text = json.dumps(identity, sort_keys=True, default=_plain)
+    text = json.dumps(identity, sort_keys=True, default=lambda array: array.tolist())
     return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _settings(group: str, settings: Any) -> dict[str, Any]:
-    values = {f"{group}.{key}": value for key, value in dataclasses.asdict(settings).items()}
-    return {f"{group}.name": type(settings).__name__, **values}
-
-
-def _plain(value: Any) -> Any:
-    """NumPy and JAX scalars and arrays as plain numbers and lists."""
-    return value.tolist()
+def _keys(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{name}": value for name, value in values.items()}
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
@@ -191,31 +188,23 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
             f"{path} is not JSON ({error}), so nobody knows whose samples these are; take another --workdir"
         ) from None
     differing = [
-        f"{key} = {_shown(identity, key)} here, {_shown(owner, key)} there"
+        f"{key if key == 'checkpoint_sha256' else f'config.{key}'} = {_shown(identity, key)} "
+        f"(there {_shown(owner, key)})"
         for key in sorted(identity.keys() | owner.keys())
         if _shown(identity, key) != _shown(owner, key)
     ]
-    if differing:
-        raise ValueError(
-            f"--workdir = {str(workdir)!r} holds another config's samples: {'; '.join(differing)}. "
-            "Allowed is a new folder or one of this config's; take another --workdir, or that config"
-        )
+    require(
+        not differing,
+        "workdir",
+        str(workdir),
+        "a folder that is new or holds samples of this config, and this one's differs in "
+        + ", ".join(differing),
+        "give another --workdir, or set these back",
+    )
 
 
 def _shown(identity: dict[str, Any], key: str) -> str:
     return json.dumps(identity[key]) if key in identity else "absent"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files with their names, in the order of the names."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        digest.update(b"" if file == path else file.relative_to(path).as_posix().encode() + b"\0")
-        with open(file, "rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def git_commit() -> str | None:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, UInt8
 
 from evaluation.files import atomic_file, make_folder, refused
 from sde_lib.checks import require
+from solvers import Solution
 
 
 def to_uint8(x: Float[np.ndarray, "n h w c"], *, centered: bool) -> UInt8[np.ndarray, "n h w c"]:
@@ -45,7 +46,7 @@ class Samples:
         images: uint8 [n, h, w, c].
         nfe: [n], evaluations of the score.
         accepted, rejected: [n], steps.
-        status: [n], the solver's status codes; 0 is a sample that reached the end.
+        status: [n], ``solvers.Status`` of each.
     """
 
     sample_ids: Int[np.ndarray, " n"]
@@ -54,6 +55,18 @@ class Samples:
     accepted: Int[np.ndarray, " n"]
     rejected: Int[np.ndarray, " n"]
     status: Int[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, solution: Solution, *, centered: bool) -> Samples:
+        """What a solver finished, its images as grey levels; ``centered`` as in ``to_uint8``."""
+        return cls(
+            sample_ids=solution.sample_ids.astype(np.int64),
+            images=to_uint8(solution.x, centered=centered),
+            nfe=solution.nfe,
+            accepted=solution.accepted,
+            rejected=solution.rejected,
+            status=solution.status,
+        )
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -78,8 +91,8 @@ class SampleStore:
     Use it as a context manager: leaving it, also by Ctrl-C, writes the finished samples of unfinished shards.
 
         with SampleStore(workdir / "samples", identity=config_hash, shard_size=1024) as store:
-            for finished in …sampling store.missing(num_samples)…:
-                store.add(finished)
+            for solution in solvers.stream(…, sample_ids=store.missing(num_samples)):
+                store.add(Samples.of(solution, centered=…))
         for shard in store.shards(num_samples):
             …
 

@@ -141,6 +141,7 @@ def test_moments_survive_the_disk(tmp_path):
     again = load_moments(tmp_path / "moments.npz")
     assert again.source == first.source == Source.of(network, data="digits", split="first 300")
     assert again.count == 300
+    assert again.name == "digits:first 300:300"
     assert np.array_equal(again.mean, first.mean)
     assert np.array_equal(again.scatter, first.scatter)
 

@@ -1,25 +1,18 @@
 """results.jsonl, and whose samples a workdir holds."""
 
-import copy
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sde_lib
+import solvers
 from configs import base
 from evaluation import results
 from evaluation.results import Result, append, claim_workdir, config_identity, find, read
-from sde_lib import VESDE, VPSDE
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ASolver:
-    eps_rel: Any = 0.02
-    norm: str = "l2"
-
 
 RESULT = Result(
     config_hash="aa",
@@ -44,13 +37,20 @@ RESULT = Result(
 )
 
 
-def get_config() -> Any:  # a ConfigDict's attributes have no type that is known before
-    return base.get_config()
+def changed(**settings: Any) -> Any:
+    """The base config with these settings, double underscores for dots."""
+    config = base.get_config()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
+    return config
 
 
-def identity_of(config: Any, *, sde: Any = None, solver: Any = None, checkpoint_sha256: str | None = "ff"):
+def identity_of(*, checkpoint_sha256: str | None = "ff", **settings: Any) -> tuple[dict[str, Any], str]:
+    config = changed(**settings)
     return config_identity(
-        config, sde=sde or VESDE(), solver=solver or ASolver(), checkpoint_sha256=checkpoint_sha256
+        config,
+        sde=sde_lib.from_config(config.sde),
+        solver=solvers.from_config(config.solver),
+        checkpoint_sha256=checkpoint_sha256,
     )
 
 
@@ -112,74 +112,72 @@ def test_a_refused_write_is_explained(tmp_path):
 
 
 def test_identity_ignores_what_does_not_determine_samples():
-    config = get_config()
-    identity, digest = identity_of(config)
-    other = copy.deepcopy(config)
-    other.eval.num_samples = 7
-    other.eval.batch_size = 3
-    other.eval.shard_size = 5
-    other.training.num_steps = 1
-    other.model.checkpoint = "elsewhere"
-    other.model.dropout = 0.0
-    other.solver.num_steps = 17  # not among ASolver's settings
-    assert identity_of(other) == (identity, digest)
+    identity, digest = identity_of()
     assert json.loads(json.dumps(identity)) == identity
+    others = {
+        "eval__num_samples": 7,
+        "eval__batch_size": 3,
+        "eval__shard_size": 5,
+        "training__num_steps": 1,
+        "model__checkpoint": "elsewhere",
+        "model__dropout": 0.0,
+        "solver__num_steps": 17,  # Euler-Maruyama's
+        "sde__beta_min": 0.2,  # VP's
+    }
+    assert identity_of(**others) == (identity, digest)
 
 
 def test_identity_notices_what_determines_samples():
-    config = get_config()
-    digests = {identity_of(config)[1]}
-    for key, value in [
-        ("seed", 1),
-        ("model.nf", 64),
-        ("model.ch_mult", (1, 2)),
-        ("data.image_size", 16),
-        ("data.centered", True),
-        ("solver.denoise", False),
-        ("eval.max_evaluations", 10),
-    ]:
-        other = copy.deepcopy(config)
-        group, _, name = key.rpartition(".")
-        (other[group] if group else other)[name] = value
-        digests.add(identity_of(other)[1])
-    digests.add(identity_of(config, sde=VESDE(sigma_max=10.0))[1])
-    digests.add(identity_of(config, sde=VPSDE())[1])
-    digests.add(identity_of(config, solver=ASolver(eps_rel=0.05))[1])
-    digests.add(identity_of(config, solver=ASolver(norm="linf"))[1])
-    digests.add(identity_of(config, checkpoint_sha256="ee")[1])
-    digests.add(identity_of(config, checkpoint_sha256=None)[1])
-    assert len(digests) == 14
+    others = [
+        {},
+        {"seed": 1},
+        {"model__nf": 64},
+        {"model__ch_mult": (1, 2)},
+        {"data__image_size": 16},
+        {"data__centered": True},
+        {"eval__max_evaluations": 10},
+        {"sde__sigma_max": 10.0},
+        {"sde__name": "vp"},
+        {"sde__name": "vp", "sde__beta_min": 0.2},
+        {"solver__denoise": False},
+        {"solver__eps_rel": 0.05},
+        {"solver__extrapolate": False},
+        {"solver__name": "euler_maruyama"},
+        {"solver__name": "euler_maruyama", "solver__num_steps": 17},
+    ]
+    digests = {identity_of(**settings)[1] for settings in others}
+    digests |= {identity_of(checkpoint_sha256=sha256)[1] for sha256 in ("ee", None)}
+    assert len(digests) == len(others) + 2
 
 
-def test_identity_takes_scalars_of_numpy():
-    config = get_config()
-    assert identity_of(config, solver=ASolver(eps_rel=np.float64(0.02))) == identity_of(config)
-    assert identity_of(config, solver=ASolver(eps_rel=np.asarray(0.02))) == identity_of(config)
+@pytest.mark.parametrize("number", [np.float64, jnp.float32])
+def test_identity_of_a_solver_with_arrays_for_settings(number):
+    config = changed(solver__eps_rel=0.25)
+    solver = solvers.Adaptive(eps_rel=number(0.25))
+    found, _ = config_identity(config, sde=sde_lib.VESDE(), solver=solver, checkpoint_sha256=None)
+    assert found["solver.eps_rel"] == 0.25
 
 
 # --- workdir ---
 
 
 def test_a_workdir_is_claimed_once(tmp_path):
-    identity, _ = identity_of(get_config())
+    identity, _ = identity_of()
     claim_workdir(tmp_path / "workdir", identity)
     claim_workdir(tmp_path / "workdir", identity)
 
 
 def test_another_configs_workdir_is_refused_with_the_differences(tmp_path):
-    config = get_config()
-    claim_workdir(tmp_path, identity_of(config)[0])
-    config.seed = 5
-    with pytest.raises(ValueError, match="holds another config's samples") as caught:
-        claim_workdir(tmp_path, identity_of(config, solver=ASolver(eps_rel=0.5))[0])
+    claim_workdir(tmp_path, identity_of()[0])
+    with pytest.raises(ValueError, match="allowed is a folder that is new or holds samples") as caught:
+        claim_workdir(tmp_path, identity_of(seed=5, solver__eps_rel=0.5)[0])
     message = str(caught.value)
-    assert "seed = 5 here, 0 there; solver.eps_rel = 0.5 here, 0.02 there" in message
-    assert "take another --workdir" in message
-    assert "model" not in message
+    assert message.startswith(f"workdir = {str(tmp_path)!r}")
+    assert "differs in config.seed = 5 (there 0), config.solver.eps_rel = 0.5 (there 0.02); give" in message
     with pytest.raises(
-        ValueError, match=r'sde.beta_max = 20.0 here, absent there; .*sde.name = "VPSDE" here'
+        ValueError, match=r'config.sde.beta_max = 20.0 \(there absent\), .*"vp" \(there "ve"\)'
     ):
-        claim_workdir(tmp_path, identity_of(get_config(), sde=VPSDE())[0])
+        claim_workdir(tmp_path, identity_of(sde__name="vp")[0])
 
 
 def test_an_unreadable_identity_is_refused(tmp_path):
@@ -195,14 +193,6 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
 
 
 # --- what made it ---
-
-
-def test_hash_of_a_file_and_of_a_folder(tmp_path):
-    (tmp_path / "a").write_bytes(b"content")
-    assert results.sha256_of(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
-    before = results.sha256_of(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert results.sha256_of(tmp_path) != before
 
 
 def test_devices_and_versions():

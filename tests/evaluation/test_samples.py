@@ -8,9 +8,12 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
+import sde_lib
+import solvers
 from evaluation import files
 from evaluation.samples import Samples, SampleStore, to_uint8
 
@@ -225,6 +228,24 @@ def test_an_atomic_file_that_fails_leaves_nothing(tmp_path):
         run()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_solver_finishes_can_be_stored(tmp_path):
+    solution = solvers.sample(
+        lambda x, t: -x / t[:, None, None, None],
+        sde_lib.VESDE(),
+        solvers.EulerMaruyama(num_steps=2),
+        key=jax.random.key(0),
+        shape=(4, 4, 1),
+        num_samples=3,
+    )
+    with opened(tmp_path) as store:
+        store.add(Samples.of(solution, centered=True))
+    (found,) = opened(tmp_path).shards(3)
+    assert np.array_equal(found.images, to_uint8(solution.x, centered=True))
+    assert found.nfe.tolist() == [3, 3, 3]
+    assert found.accepted.tolist() == [2, 2, 2]
+    assert found.status.tolist() == [solvers.Status.COMPLETED] * 3
 
 
 def test_grey_levels_are_the_nearest_ones():
