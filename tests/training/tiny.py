@@ -45,7 +45,7 @@ tiny_models = SimpleNamespace(build=lambda config: TinyNet(), init_params=init_p
 
 
 def tiny_config(**training: Any) -> Any:
-    config = get_config()
+    config: Any = get_config()
     config.training.update(
         {"batch_size": 16, "warmup_steps": 4, "log_every": 3, "snapshot_every": 10} | training
     )
