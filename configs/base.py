@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
 
+    config.compilation_cache = "~/.cache/gotta-go-fast"  # folder for compiled programs; empty for none
+
     config.sde = sde = ConfigDict()
     sde.name = "ve"  # ve, vp or subvp
     sde.sigma_min = 0.01  # VE: smallest noise level, data units
@@ -59,6 +61,7 @@ def get_config() -> ConfigDict:
     model.fourier_scale = 16.0
     model.init_scale = 0.0  # of the last convolutions' weights
     model.scale_by_sigma = False  # divide the output by sigma (VE)
+    model.sigma_data = placeholder(float)  # wrap the network as EDM does, around data of this deviation
     model.dtype = "float32"  # of the network's computation: float32 or bfloat16
 
     config.data = data = ConfigDict()
@@ -75,7 +78,7 @@ def get_config() -> ConfigDict:
     training.checkpoint_every = 10_000  # steps
     training.snapshot_every = 50_000  # steps; a sample grid
     training.log_every = 100  # steps
-    training.likelihood_weighting = False  # weight by g(t)^2 instead of sigma(t)^2 (arXiv 2101.09258)
+    training.weighting = "sigma"  # of the loss: sigma(t)^2, likelihood (arXiv 2101.09258) or edm (2206.00364)
     training.learning_rate = 2e-4  # Adam; betas 0.9 and 0.999 (arXiv 2011.13456, appendix H)
     training.warmup_steps = 5000  # linear from 0
     training.gradient_clip = 1.0  # global norm

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from models.build import Params, ScoreFunction, abstract_params, build, init_params, score_fn
+from models.build import (
+    Params,
+    ScoreFunction,
+    abstract_params,
+    build,
+    init_params,
+    score_fn,
+    score_of_network,
+)
 from models.checkpoints import convert, load_score_fn, restore_params
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
@@ -19,4 +27,5 @@ __all__ = [
     "load_score_fn",
     "restore_params",
     "score_fn",
+    "score_of_network",
 ]

@@ -8,7 +8,7 @@ x(t) | x(0) ~ N(alpha(t) x(0), sigma(t)^2 I). The log-SNR used throughout is lam
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ Scalar = float | Float[Array, ""]
 Sample = Float[Array, "*shape"]
 
 
+@runtime_checkable
 class SDE(Protocol):
     """What solvers, models and training ask of a diffusion process."""
 

@@ -6,7 +6,7 @@ sample is done starts the next one at once.
 """
 
 from solvers.adaptive import Adaptive
-from solvers.driver import Solution, sample, stream
+from solvers.driver import ScoreFn, Solution, sample, stream
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.interface import Solver, Status
 from solvers.presets import from_config
@@ -14,6 +14,7 @@ from solvers.presets import from_config
 __all__ = [
     "Adaptive",
     "EulerMaruyama",
+    "ScoreFn",
     "Solution",
     "Solver",
     "Status",

@@ -11,7 +11,7 @@ There is no batch axis: ``x`` has the sample's shape and ``t`` is a scalar. ``ja
 from __future__ import annotations
 
 import enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -33,6 +33,7 @@ class Status(enum.IntEnum):
     STEP_TOO_SMALL = 3  # the step fell below the floating-point resolution of t
 
 
+@runtime_checkable
 class State(Protocol):
     """What the driver reads of a solver's state; the rest is the solver's own."""
 
@@ -62,6 +63,7 @@ class State(Protocol):
         ...
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A frozen dataclass pytree: tolerances are leaves, so that changing one does not recompile."""
 

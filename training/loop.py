@@ -71,19 +71,26 @@ def train(
     settings.claim(workdir, config)
 
     training = config.training
-    init = jax.jit(
-        lambda key: models.init_params(config, key)
-    )  # compiled as one, it takes a third of the time
-    state = initial_state(training, init(keys(config.seed)[0]))
-    state = state_files.restore_newest(workdir / "checkpoints", state) or state
+    # Compiled as one, the initialisation takes a third of the time.
+    init = jax.jit(lambda key: models.init_params(config, key))
+    state, loss = initial_state(training, init(keys(config.seed)[0])), math.nan
+    if restored := state_files.restore_newest(workdir / "checkpoints", state):
+        state, loss = restored[0], restored[1]["loss"]
     first, final = int(state.step), workdir / "checkpoint"
-    if first >= training.num_steps and final.exists():
+    require(
+        first <= training.num_steps,
+        "config.training.num_steps",
+        training.num_steps,
+        f"{first} or more, the step that the training in {workdir} has come to",
+        "raise it, or give another --workdir",
+    )
+    if first == training.num_steps and final.exists():
         return final
 
     on_snapshot = on_snapshot or (lambda step, score_fn: None)
     step_fn = make_step(config, models.build(config), sde)
     command = command or shlex.join([Path(sys.executable).name, *sys.argv])
-    window, loss = _Window(training.batch_size), math.nan
+    window = _Window(training.batch_size)
     with (
         # Events after the checkpoint that this goes on from would otherwise be shown twice.
         tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1) as metrics,
@@ -112,13 +119,12 @@ def train(
                 on_snapshot(step, models.score_fn(config, sde, state.params_ema))
             if checkpoint_due:
                 metadata = checkpoints.describe(config, step=step, command=command, loss=loss)
-                # The final one comes first: killed between the two, the training makes both again.
-                if last:
-                    checkpoints.save(final, state.params_ema, metadata, force=True)
                 state_files.save(workdir / "checkpoints", state, metadata)
             if report_due:
                 window.restart()
-    return final
+
+    metadata = checkpoints.describe(config, step=training.num_steps, command=command, loss=loss)
+    return checkpoints.save(final, state.params_ema, metadata, force=True)
 
 
 def _require_finite(loss: float, step: int) -> None:

@@ -28,8 +28,8 @@ def save(folder: Path, state: TrainState, metadata: dict[str, Any]) -> Path:
     return path
 
 
-def restore_newest(folder: Path, blank: TrainState) -> TrainState | None:
-    """The state of the newest checkpoint that can be read, or None if there is none.
+def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The (state, metadata) of the newest checkpoint that can be read, or None if there is none.
 
     One that cannot be read is skipped with a message; what a kill left half-written is removed.
 
@@ -42,6 +42,7 @@ def restore_newest(folder: Path, blank: TrainState) -> TrainState | None:
     items = {
         "params_ema": ocp.args.StandardRestore(blank.params_ema),  # pyright: ignore[reportCallIssue]
         "training_state": ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
+        "metadata": ocp.args.JsonRestore(),
     }
     for path in _newest_first(folder):
         try:
@@ -51,7 +52,7 @@ def restore_newest(folder: Path, blank: TrainState) -> TrainState | None:
             reason = str(error).strip().split("\n")[0][:300]
             tqdm.write(f"checkpoint {path} cannot be read and is skipped: {reason}")
             continue
-        return TrainState(params_ema=restored.params_ema, **restored.training_state)
+        return TrainState(params_ema=restored.params_ema, **restored.training_state), restored.metadata
     return None
 
 

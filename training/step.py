@@ -11,9 +11,10 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+import models
 from sde_lib import SDE
 from training import datasets
-from training.losses import score_matching_loss
+from training.losses import score_matching_loss, weight_named
 
 Params = Any
 Step = Callable[["TrainState", UInt8[Array, "b h w c"]], tuple["TrainState", Float[Array, ""]]]
@@ -70,20 +71,20 @@ def make_step(config: Any, model: nn.Module, sde: SDE) -> Step:
     """
     _, step_key = keys(config.seed)
     transform = optimizer(config.training)
+    weight = weight_named(config.training.weighting, sde, config.model.sigma_data)
 
     def step(state: TrainState, images: UInt8[Array, "b h w c"]) -> tuple[TrainState, Float[Array, ""]]:
         data_key, loss_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
         x0 = datasets.prepare(data_key, images, config.data)
 
         def loss_of(params: Params) -> Float[Array, ""]:
-            def score_fn(x: Array, t: Array) -> Array:
-                label = jax.vmap(sde.network_time)(t)
-                rngs = {"dropout": dropout_key}
-                output: Any = model.apply({"params": params}, x, label, train=True, rngs=rngs)
-                return jax.vmap(sde.score)(output, t)
+            def network(x: Array, label: Array) -> Any:
+                return model.apply({"params": params}, x, label, train=True, rngs={"dropout": dropout_key})
 
-            weighting = config.training.likelihood_weighting
-            return score_matching_loss(score_fn, sde, loss_key, x0, likelihood_weighting=weighting)
+            def score_fn(x: Array, t: Array) -> Array:
+                return models.score_of_network(network, sde, config.model.sigma_data, x, t)
+
+            return score_matching_loss(score_fn, sde, loss_key, x0, weight=weight)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)

@@ -13,8 +13,8 @@ def get_config():
     config.sde.sigma_max = 5.0
     config.solver.first_step = 0.5
 
-    # Small: 150,000 weights, for sampling on two CPU cores. Resampling without convolutions and no attention but
-    # the one at the smallest size take a third off each evaluation.
+    # Small, 150,000 weights, for sampling on two CPU cores: resampling without convolutions, and no attention
+    # but the one at the smallest size, take a third off each evaluation.
     config.model.nf = 16
     config.model.ch_mult = (1, 2)
     config.model.num_res_blocks = 1
@@ -24,8 +24,9 @@ def get_config():
     config.model.dropout = 0.0  # a network this small does not learn the digits by heart
     config.model.embedding_type = "fourier"
     config.model.fourier_scale = 1.0  # 16, as published for ImageNet-sized networks, is learnt more slowly
-    config.model.scale_by_sigma = True
+    config.model.sigma_data = 0.5  # of the images in [0, 1] around 0; see models/build.py
 
+    config.training.weighting = "edm"
     config.training.batch_size = 64
     config.training.num_steps = 20_000
     config.training.checkpoint_every = 1000

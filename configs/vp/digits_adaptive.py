@@ -13,6 +13,6 @@ def get_config():
     config.solver.first_step = 0.01
     config.solver.eps_abs = 2 / 256
     config.model.embedding_type = "positional"
-    config.model.scale_by_sigma = False
+    config.model.sigma_data = 1.0
     config.data.centered = True
     return config

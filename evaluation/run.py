@@ -1,0 +1,226 @@
+"""One run of a config: sample what is missing in a workdir, then measure all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import models
+import sde_lib
+import solvers
+from evaluation import evaluate as figures
+from evaluation import plots, results
+from evaluation.features import FeatureNetwork
+from evaluation.fid import Moments
+from evaluation.inception_score import require_enough
+from evaluation.samples import Samples, SampleStore, to_uint8
+from models.checkpoints import checkpoint_sha256
+from models.checkpoints import find as find_checkpoint
+from sde_lib.checks import require, require_count
+
+PICTURED = 60  # samples in samples.png
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A config with everything checked that can be before work is spent.
+
+    Attributes:
+        config: see configs/base.py.
+        name: of the config, for pictures and default folders.
+        checkpoint: the weights.
+        sde, solver: made from the config.
+        identity, config_hash: of everything that determines the samples.
+    """
+
+    config: Any
+    name: str
+    checkpoint: Path
+    sde: sde_lib.SDE
+    solver: solvers.Solver
+    identity: dict[str, Any]
+    config_hash: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of a sample."""
+        data = self.config.data
+        return data.image_size, data.image_size, data.num_channels
+
+    @property
+    def title(self) -> str:
+        """The config, its solver and the one setting that matters most."""
+        solver = self.config.solver
+        setting = "num_steps" if solver.name == "euler_maruyama" else "eps_rel"
+        return f"{self.name}   {solver.name}   {setting} {solver[setting]:g}"
+
+
+def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
+    """Checks a config and finds its checkpoint.
+
+    Raises:
+        ValueError: for a setting out of range or a checkpoint that is not there; it names the key, its value,
+            what was allowed and the fix.
+    """
+    sde = sde_lib.from_config(config.sde)
+    solver = solvers.from_config(config.solver)
+    require_count(
+        **{
+            f"config.eval.{key}": config.eval[key]
+            for key in ("num_samples", "batch_size", "max_evaluations", "shard_size")
+        }
+    )
+    models.build(config)
+    given = checkpoint or config.model.checkpoint
+    require(
+        given is not None,
+        "config.model.checkpoint",
+        given,
+        "the path of a checkpoint",
+        "name one with --checkpoint=PATH, or make one with --mode=train",
+    )
+    path = find_checkpoint(given)
+    sha256 = checkpoint_sha256(path)
+    identity, config_hash = results.config_identity(config, sde=sde, solver=solver, checkpoint_sha256=sha256)
+    return Run(
+        config=config,
+        name=name,
+        checkpoint=path,
+        sde=sde,
+        solver=solver,
+        identity=identity,
+        config_hash=config_hash,
+    )
+
+
+def sample_and_evaluate(
+    run: Run, workdir: Path, *, network: FeatureNetwork | None = None, reference: Moments | None = None
+) -> dict[str, Any]:
+    """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
+
+    Killed at any moment and called again it goes on from the shards that are there; a larger ``num_samples``
+    samples only what is missing.
+
+    Args:
+        run: from ``prepare``.
+        workdir: gets identity.json, samples/, samples.png and results.jsonl.
+        network: whose features FID and the Inception Score are of; without it there is neither.
+        reference: moments of the data under that network; without them there is no FID.
+
+    Raises:
+        ValueError: for a workdir that holds another config's samples, or too few samples for the scores.
+        OSError: for a disk that refuses a file; what was written before stays whole.
+    """
+    settings = run.config.eval
+    if network is not None:
+        require_enough(settings.num_samples)
+        network.check(np.empty((0, *run.image_shape), np.uint8))
+    results.claim_workdir(workdir, run.identity)
+    features = None if network is None else f"{network.name}:{network.sha256}"
+    known = results.find(
+        workdir, config_hash=run.config_hash, num_samples=settings.num_samples, features=features
+    )
+    if known is not None:
+        return known
+
+    folder = workdir / "samples"
+    with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
+        cost = _sample_missing(run, store)
+    measured = figures.evaluate(
+        store.shards(settings.num_samples),
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
+        evaluations_per_step=run.solver.evaluations_per_step,
+        network=network,
+        reference=reference,
+    )
+    result = results.Result(
+        config_hash=run.config_hash,
+        checkpoint_sha256=run.identity["checkpoint_sha256"],
+        git_commit=results.git_commit(),
+        features=features,
+        reference=None if reference is None else reference.name,
+        devices=results.devices(),
+        versions=results.versions(),
+        extra={"config": run.name} | {key: run.identity[key] for key in run.identity if key[:6] == "solver"},
+        **measured,
+        **cost,
+    )
+    first = next(store.shards(min(PICTURED, settings.num_samples)))
+    plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
+    results.append(workdir, result)
+    return results.read(workdir)[-1]
+
+
+def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
+    """Samples what the store lacks; returns what that cost, None where nothing was lacking."""
+    settings = run.config.eval
+    missing = store.missing(settings.num_samples)
+    if len(missing) == 0:
+        return {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
+    parts = []
+    for part in solvers.stream(
+        models.load_score_fn(run.config, run.checkpoint),
+        run.sde,
+        run.solver,
+        key=jax.random.key(run.config.seed),
+        shape=run.image_shape,
+        sample_ids=missing,
+        lanes=min(settings.batch_size, settings.num_samples),
+        denoise=run.config.solver.denoise,
+        max_evaluations=settings.max_evaluations,
+        progress=True,
+    ):
+        store.add(Samples.of(part, centered=run.config.data.centered))
+        parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
+    useful = sum(int(part.nfe.sum()) for part in parts)
+    return {
+        "lane_utilization": useful / sum(part.lane_evaluations for part in parts),
+        "samples_per_second": len(missing) / sum(part.seconds_sampling for part in parts),
+        "seconds_compile": sum(part.seconds_compile for part in parts),
+    }
+
+
+def snapshot(config: Any, *, name: str, folder: Path) -> Callable[[int, solvers.ScoreFn], None]:
+    """What training calls with (step, score_fn): a picture of samples by the config's own solver."""
+    sde = sde_lib.from_config(config.sde)
+    solver = solvers.from_config(config.solver)
+    data = config.data
+
+    def save(step: int, score_fn: solvers.ScoreFn) -> None:
+        solution = solvers.sample(
+            score_fn,
+            sde,
+            solver,
+            key=jax.random.key(config.seed),
+            shape=(data.image_size, data.image_size, data.num_channels),
+            num_samples=PICTURED,
+            batch_size=min(config.eval.batch_size, PICTURED),
+        )
+        plots.save_grid(
+            folder / f"step_{step:08d}.png",
+            to_uint8(solution.x, centered=data.centered),
+            title=f"{name}   after {step:,} training steps",
+            caption=f"NFE {solution.nfe.mean():.1f} mean, {solution.nfe.max()} max",
+        )
+
+    return save
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A result in a line for people."""
+    parts = []
+    if result["fid"] is not None:
+        parts.append(f"FID {result['fid']:.3f}")
+    if result["is_mean"] is not None:
+        parts.append(f"IS {result['is_mean']:.2f} ± {result['is_std']:.2f}")
+    parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max")
+    parts.append(f"{result['num_samples']:,} samples")
+    if result["failed"]:
+        parts.append(f"{result['failed']} FAILED")
+    return "   ".join(parts)

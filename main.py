@@ -1,0 +1,150 @@
+"""Samples, measures and trains score-based models from a config.
+
+python main.py --config=configs/ve/digits_adaptive.py --mode=eval --workdir=DIR --config.solver.eps_rel=0.05
+"""
+
+import difflib
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_CONFIG = "configs/ve/digits_adaptive.py"
+
+MODES = {
+    "eval": "sample what is missing in the workdir, then FID, IS and NFE (the default)",
+    "sample": "sample what is missing, without FID and IS",
+    "train": "train the config's model; killed, it goes on from its last checkpoint",
+    "convert": "write --checkpoint in this project's format to --out",
+}
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+MODE = flags.DEFINE_string("mode", "eval", "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/CONFIG-HASH by default.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights to use instead of config.model.checkpoint.")
+OUT = flags.DEFINE_string("out", None, "A new folder for --mode=convert.")
+
+
+def main(argv: list[str]) -> None:
+    # JAX takes seconds to load, so the modes do that themselves, after the flags were found right
+    from sde_lib.checks import require, require_choice
+
+    require(len(argv) == 1, "arguments", argv[1:], "flags only", "write --config=… --mode=… --workdir=…")
+    require_choice("--mode", MODE.value, MODES)
+    require(CONFIG.value is not None, "--config", None, "a file of configs/", f"such as {DEFAULT_CONFIG}")
+    keep_compiled_programs(CONFIG.value.compilation_cache)
+    {"eval": evaluate, "sample": sample, "train": train, "convert": convert}[MODE.value]()
+
+
+def evaluate() -> None:
+    import training
+    from evaluation import features, fid, run
+
+    config = CONFIG.value
+    prepared = run.prepare(config, name=config_name(), checkpoint=CHECKPOINT.value)
+    network = features.load_features(config.eval.features)
+    images = training.load(config.data)
+    reference = fid.moments_of_images(images, network, data=config.data.name, split="train")
+    measure(prepared, network=network, reference=reference)
+
+
+def sample() -> None:
+    from evaluation import run
+
+    measure(run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value))
+
+
+def measure(prepared, **measures) -> None:
+    from evaluation import run
+
+    workdir = Path(WORKDIR.value or default_workdir(prepared.config_hash[:8]))
+    result = run.sample_and_evaluate(prepared, workdir, **measures)
+    print(f"{prepared.title}\n{run.summary(result)}\n{workdir}/results.jsonl  {workdir}/samples.png")
+
+
+def train() -> None:
+    import training
+    from evaluation import run
+
+    workdir = Path(WORKDIR.value or default_workdir("train"))
+    picture = run.snapshot(CONFIG.value, name=config_name(), folder=workdir / "snapshots")
+    path = training.train(CONFIG.value, workdir, on_snapshot=picture, command=command_line())
+    print(f"{path}\nsample from it: python main.py --config={config_path()} --checkpoint={path}")
+
+
+def convert() -> None:
+    import models
+    from sde_lib.checks import require
+
+    source, target = CHECKPOINT.value or "", OUT.value or ""
+    require(source != "", "--checkpoint", source, "the checkpoint to convert", "add --checkpoint=PATH")
+    require(target != "", "--out", target, "a folder that is not there yet", "add --out=DIR")
+    print(models.convert(source, target, CONFIG.value, command=command_line()))
+
+
+def keep_compiled_programs(folder: str) -> None:
+    """Lets a second run, and a sweep, start without compiling anew."""
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+
+
+def command_line() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def config_path() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def config_name() -> str:
+    """As "ve/digits_adaptive"."""
+    path = Path(config_path())
+    return f"{path.parent.name}/{path.stem}"
+
+
+def default_workdir(last: str) -> str:
+    return f"runs/{config_name().replace('/', '_')}-{last}"
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with every refusal in one line that says what to write instead."""
+    try:
+        return flags.FLAGS(argv)
+    except OSError:
+        path = next(a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config=")))
+        known = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/*/[!_]*.py"))
+        near = difflib.get_close_matches(path, known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"such as {DEFAULT_CONFIG}"
+        refuse(f"--config = {path!r}: there is no such file; allowed is a file of configs/: {fix}")
+    except (KeyError, AttributeError) as error:  # how ml_collections says that a config has no such key
+        said = error.args[0]
+        text = (said.args[0] if isinstance(said, KeyError) else str(said)).replace("\n", ": ")
+        refuse(f"the config has no key {text} configs/base.py lists all keys")
+    except flags.Error as error:
+        refuse(f"{error}; --help lists the flags, configs/base.py the keys of a config with their types")
+
+
+def refuse(message: str) -> NoReturn:
+    print(f"main.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def guarded_main(argv: list[str]) -> None:
+    """Shows what is wrong with the input in one line; ``--verbosity=1`` adds where it was found."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        main(argv)
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.debug("refused at:", exc_info=True)
+        refuse(str(error))
+
+
+if __name__ == "__main__":
+    app.run(guarded_main, flags_parser=parse_flags)
