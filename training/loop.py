@@ -56,9 +56,11 @@ def train(
         FloatingPointError: when the loss is no longer finite; the last checkpoint is from before that.
         OSError: when a file cannot be written; what was saved before stays whole.
     """
+    # All that can be wrong with the config is found before the workdir is touched.
     settings.check(config)
     sde = from_config(config.sde)
     images = datasets.load(config.data)
+    step_fn = make_step(config, models.build(config), sde)
     workdir = Path(workdir).absolute()
     require(
         not workdir.is_file(),
@@ -88,7 +90,6 @@ def train(
         return final
 
     on_snapshot = on_snapshot or (lambda step, score_fn: None)
-    step_fn = make_step(config, models.build(config), sde)
     command = command or shlex.join([Path(sys.executable).name, *sys.argv])
     window = _Window(training.batch_size)
     with (

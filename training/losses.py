@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ Time = Float[Array, ""]
 Batch = Float[Array, "b *shape"]
 Times = Float[Array, "b"]
 BatchScore = Callable[[Batch, Times], Batch]
-Weight = Callable[[Time], Time]
+Weight = Callable[[Time], Any]  # scalar -> scalar
 
 # Training goes closer to the data than VP and sub-VP are sampled to (sde.eps is 1e-3 there), as published.
 EPS_TRAIN = 1e-5
@@ -42,10 +43,10 @@ def weight_named(name: str, sde: SDE, sigma_data: float | None) -> Weight:
     wrapped = sigma_data is not None
     require(name != "edm" or wrapped, "config.model.sigma_data", sigma_data, "a number with 'edm'", fix)
 
-    def likelihood(t: Time) -> Time:
+    def likelihood(t: Time) -> Any:
         return (sde.diffusion(t) / sde.marginal(t)[1]) ** 2
 
-    def edm(t: Time) -> Time:
+    def edm(t: Time) -> Any:
         alpha, sigma = sde.marginal(t)
         return 1 + (sigma / (alpha * (sigma_data or 1.0))) ** 2
 
@@ -72,11 +73,11 @@ def loss_at(
         weight: of a time, relative to sigma(t)^2, see ``weight_named``.
     """
 
-    def perturb(x: Sample, t: Time, z: Sample) -> Sample:
+    def perturb(x: Sample, t: Time, z: Sample) -> Any:
         alpha, sigma = sde.marginal(t)
         return alpha * x + sigma * z
 
-    def loss(score: Sample, t: Time, z: Sample) -> Time:
+    def loss(score: Sample, t: Time, z: Sample) -> Any:
         _, sigma = sde.marginal(t)
         # Written as sigma s + z, whose terms are of order one at every time; those of s + z/sigma are not.
         return weight(t) * jnp.mean((sigma * score + z) ** 2)

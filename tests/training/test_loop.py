@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,9 +34,9 @@ def _train(workdir, config, **options):
 
 def _state(workdir, config):
     blank = initial_state(config.training, init_params(config, jax.random.key(9)))
-    state = state_files.restore_newest(workdir / "checkpoints", blank)
-    assert state is not None
-    return jax.device_get(state)
+    restored = state_files.restore_newest(workdir / "checkpoints", blank)
+    assert restored is not None
+    return jax.device_get(restored[0])
 
 
 def _assert_equal(a, b):
@@ -99,7 +101,7 @@ def test_what_a_training_leaves(tiny, tmp_path):
     scores = []
 
     def on_snapshot(step, score_fn):
-        scores.append(np.asarray(score_fn(np.zeros((2, 8, 8, 1), np.float32), np.full(2, 0.5, np.float32))))
+        scores.append(score_fn(jnp.zeros((2, 8, 8, 1)), jnp.full(2, 0.5)))
 
     config = tiny_config(num_steps=10, checkpoint_every=2)
     path = _train(tmp_path, config, on_snapshot=on_snapshot)
@@ -122,6 +124,22 @@ def test_the_bar_shows_loss_and_rate(tiny, tmp_path, capsys):
     assert "3/3" in bar
     assert "loss " in bar
     assert "images/s" in bar
+
+
+def test_a_training_killed_before_its_last_file_makes_it(tiny, tmp_path):
+    config = tiny_config(num_steps=5)
+    metadata = _train(tmp_path, config) / "metadata" / "metadata"
+    before = metadata.read_text()
+    shutil.rmtree(tmp_path / "checkpoint")
+    _train(tmp_path, config)
+    assert metadata.read_text() == before
+
+
+def test_fewer_steps_than_were_made_are_refused(tiny, tmp_path):
+    _train(tmp_path, tiny_config(num_steps=5))
+    message = r"config.training.num_steps = 4: allowed is 5 or more, .*; raise it, or give another --workdir"
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, tiny_config(num_steps=4))
 
 
 def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
@@ -158,6 +176,12 @@ def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
 def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed, tmp_path):
     with pytest.raises(ValueError, match=f"config.training.{name} = {value}: allowed is {allowed}; set "):
         _train(tmp_path / "new", tiny_config(**{name: value}))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_weighting_that_does_not_exist_leaves_no_workdir(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"config.training.weighting = 'none': allowed is one of"):
+        _train(tmp_path / "new", tiny_config(weighting="none"))
     assert not (tmp_path / "new").exists()
 
 

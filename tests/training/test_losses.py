@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import score_of_network
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from training.losses import EPS_TRAIN, loss_at, score_matching_loss
+from training.losses import EPS_TRAIN, loss_at, score_matching_loss, weight_named
 
 SDES = [VESDE(sigma_max=5.0), VPSDE(), SubVPSDE()]
 IDS = ["ve", "vp", "subvp"]
@@ -53,13 +54,57 @@ def test_exact_score_has_its_known_loss_and_any_other_a_larger_one(sde, t):
     _assert_mean(shifted - losses, 0.09)
 
 
+@pytest.mark.parametrize("name", ["sigma", "likelihood", "edm"])
 @pytest.mark.parametrize("sde", SDES, ids=IDS)
-def test_likelihood_weighting_changes_the_weight_alone(sde):
-    t = 0.3
+def test_weightings_change_the_weight_alone(sde, name):
+    t, sigma_data = 0.3, 0.5
+    alpha, sigma = map(float, sde.marginal(t))
+    s = sigma / alpha  # EDM's noise level, whose weight of the denoised image's error is (s^2 + d^2)/(s d)^2
+    expected = {
+        "sigma": 1,
+        "likelihood": float(sde.diffusion(t)) ** 2 / sigma**2,
+        "edm": (s**2 + sigma_data**2) / (s * sigma_data) ** 2 * s**2,
+    }[name]
     score = _gaussian_score(sde)
-    factor = (float(sde.diffusion(t)) / float(sde.marginal(t)[1])) ** 2
-    weighted = _losses(sde, t, score, likelihood_weighting=True)
-    np.testing.assert_allclose(weighted, factor * _losses(sde, t, score), rtol=1e-5)  # float32 rounding
+    weighted = _losses(sde, t, score, weight=weight_named(name, sde, sigma_data))
+    np.testing.assert_allclose(weighted, expected * _losses(sde, t, score), rtol=1e-5)  # float32 rounding
+
+
+@pytest.mark.parametrize("t", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("sde", SDES, ids=IDS)
+def test_a_wrapped_silent_network_starts_with_loss_one_at_all_times(sde, t):
+    """Centred data of deviation sigma_data: the wrap's own guess is right, and every time weighs the same."""
+
+    def silent(x, label):
+        return jnp.zeros_like(x)
+
+    data_key, noise_key = jax.random.split(jax.random.key(1))
+    images = STD * jax.random.normal(data_key, (IMAGES, 2, 1, 1))
+    noise = jax.random.normal(noise_key, images.shape)
+    losses = loss_at(
+        lambda x, t: score_of_network(silent, sde, STD, x, t),
+        sde,
+        images,
+        jnp.full(IMAGES, t),
+        noise,
+        weight=weight_named("edm", sde, STD),
+    )
+    _assert_mean(np.asarray(losses, np.float64), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("edn", r"config.training.weighting = 'edn': allowed is .*did you mean 'edm'\?"),
+        (
+            "edm",
+            r"config.model.sigma_data = None: allowed is a number with 'edm'; set config.model.sigma_data",
+        ),
+    ],
+)
+def test_weightings_that_do_not_exist_or_fit_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        weight_named(name, VPSDE(), None)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=IDS)

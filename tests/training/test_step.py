@@ -79,7 +79,7 @@ def test_going_on_from_a_state_is_the_uninterrupted_run():
 
 def test_seed_and_weighting_reach_the_step():
     config, losses = tiny_config(), set()
-    for change in ({}, {"seed": 1}, {"training": {"likelihood_weighting": True}}):
+    for change in ({}, {"seed": 1}, {"training": {"weighting": "likelihood"}}):
         config.update(change)
         losses.add(_run(config, 1)[1][0])
     assert len(losses) == 3

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.tree_util import Partial
 
+import models
 from configs.vp.digits_adaptive import get_config
 from training import loop
 
@@ -34,8 +35,10 @@ def init_params(config: Any, key: jax.Array) -> Any:
 
 def score_fn(config: Any, sde: Any, params: Any) -> Partial:
     def score(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        output: Any = TinyNet().apply({"params": params}, x, jax.vmap(sde.network_time)(t))
-        return jax.vmap(sde.score)(output, t)
+        def network(x: jax.Array, label: jax.Array) -> Any:
+            return TinyNet().apply({"params": params}, x, label)
+
+        return models.score_of_network(network, sde, config.model.sigma_data, x, t)
 
     return Partial(score, params)
 
