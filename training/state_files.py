@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from models import checkpoints
+from sde_lib.checks import require
 from training.step import TrainState
 
 KEEP = 3  # the newest, and two to fall back on
@@ -29,12 +30,16 @@ def save(folder: Path, state: TrainState, metadata: dict[str, Any]) -> Path:
 
 
 def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The (state, metadata) of the newest checkpoint that can be read, or None if there is none.
+    """The (state, metadata) of the newest checkpoint that can be read, or None if there is no checkpoint.
 
     One that cannot be read is skipped with a message; what a kill left half-written is removed.
 
     Args:
         blank: a state of the same shapes.
+
+    Raises:
+        ValueError: if there are checkpoints and none can be read: starting over would remove them, and the
+            fault may not be theirs, as after a change to the network's code.
     """
     for unfinished in folder.glob(_NAME + ".*"):
         shutil.rmtree(unfinished)
@@ -44,7 +49,8 @@ def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[st
         "training_state": ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
         "metadata": ocp.args.JsonRestore(),
     }
-    for path in _newest_first(folder):
+    finished = _newest_first(folder)
+    for path in finished:
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(path, ocp.args.Composite(**items))
@@ -53,6 +59,13 @@ def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[st
             tqdm.write(f"checkpoint {path} cannot be read and is skipped: {reason}")
             continue
         return TrainState(params_ema=restored.params_ema, **restored.training_state), restored.metadata
+    require(
+        not finished,
+        "workdir",
+        str(folder.parent),
+        f"one whose training can be gone on with, but none of its {len(finished)} checkpoints can be read",
+        f"give another --workdir, or remove {folder} to start over",
+    )
     return None
 
 

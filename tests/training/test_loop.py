@@ -83,12 +83,27 @@ def test_a_longer_run_goes_on_and_a_finished_one_is_left_alone(tiny, tmp_path, w
     assert path.stat().st_mtime_ns == written
 
 
+def _tear(checkpoint):
+    for file in checkpoint.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+
+
+def test_a_training_of_torn_checkpoints_alone_is_not_started_over(tiny, tmp_path):
+    _train(tmp_path, tiny_config(num_steps=5))
+    _tear(tmp_path / "checkpoints" / "step_00000005")
+    message = (
+        r"none of its 1 checkpoints can be read; give another --workdir, or remove .*checkpoints to start"
+    )
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, tiny_config(num_steps=9))
+    assert (tmp_path / "checkpoints" / "step_00000005").exists()
+
+
 def test_a_torn_checkpoint_is_skipped_with_a_message(tiny, tmp_path, whole, capsys):
     _train(tmp_path, tiny_config(num_steps=20, checkpoint_every=10))
     torn = tmp_path / "checkpoints" / "step_00000020"
-    for file in torn.rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            file.write_bytes(file.read_bytes()[:100])
+    _tear(torn)
     config = tiny_config(num_steps=40, checkpoint_every=10)
     steps = []
     _train(tmp_path, config, on_snapshot=lambda step, score_fn: steps.append(step))
