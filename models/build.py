@@ -124,13 +124,13 @@ def score_of_network(
 
         D(y; s) = (sigma_data/r)^2 y + (s sigma_data/r) network(y/r),    score = (alpha D − x)/sigma^2,
 
-    so that the network has only to tell what a Gaussian of that deviation does not know. It matters for small
-    images: group norm takes the norm of x away, which for 64 pixels differs by 9 % from sample to sample.
+    so that the network has only to tell what a Gaussian of that deviation does not know.
     """
-    label = jax.vmap(sde.network_time)(t)
+    label: Any = jax.vmap(sde.network_time)(t)
     if sigma_data is None:
         return jax.vmap(sde.score)(network(x, label), t)
-    alpha, sigma = (value[:, None, None, None] for value in jax.vmap(sde.marginal)(t))
+    marginal: Any = jax.vmap(sde.marginal)(t)
+    alpha, sigma = (value[:, None, None, None] for value in marginal)
     y, s = x / alpha, sigma / alpha
     r = jnp.sqrt(s**2 + sigma_data**2)
     # (alpha D − x)/sigma^2 with the terms in y collected, which would cancel for small sigma

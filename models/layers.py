@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from sde_lib.checks import require
 
 Images = Float[Array, "b h w c"]
+NewImages = Float[Array, "b new_h new_w new_c"]  # as many, of any size
 
 
 def uniform_init(scale: float = 1.0) -> Any:
@@ -50,7 +51,33 @@ def dense(features: int) -> nn.Dense:
     return nn.Dense(features, kernel_init=uniform_init(), dtype=jnp.float32)
 
 
-def group_norm(channels: int, groups: int | None) -> nn.GroupNorm:
+class GroupNorm(nn.Module):
+    """Group normalisation over pixels and the channels of a group (Wu & He, arXiv 1803.08494), in float32.
+
+    As flax.linen.GroupNorm, but channels are averaged over pixels first and joined to groups then, which
+    spares a transposed view of the image: a fifth of the whole network's time on a CPU for the small
+    networks.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        b, _, _, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+
+        def mean(values: Images) -> Float[Array, "b 1 1 c"]:
+            by_group = values.mean((1, 2)).reshape(b, self.groups, -1).mean(-1)
+            return by_group.repeat(c // self.groups, axis=-1)[:, None, None]
+
+        x = x.astype(jnp.float32)
+        x = x - mean(x)  # first, as E[x²] − E[x]² would lose digits
+        return x * (lax.rsqrt(mean(x**2) + self.epsilon) * scale) + bias
+
+
+def group_norm(channels: int, groups: int | None) -> GroupNorm:
     """Group normalisation; ``groups`` None stands for groups of four channels, but at most 32 groups.
 
     Raises:
@@ -64,8 +91,7 @@ def group_norm(channels: int, groups: int | None) -> nn.GroupNorm:
         f"a multiple of {groups or 'min(channels // 4, 32)'}, here {count} groups",
         "choose model.nf and model.ch_mult so that every count and sum of counts is: multiples of 32 will do",
     )
-    # The one-pass variance E[x²] − E[x]² loses digits where the mean is large: take two passes.
-    return nn.GroupNorm(count, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
+    return GroupNorm(count)
 
 
 class NIN(nn.Module):
@@ -114,13 +140,13 @@ def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "
 # the image; on a CPU it is 8 to 100 times faster than the depthwise convolution that says the same.
 
 
-def _taps(kernel: tuple[float, ...], gain: float) -> list[float]:
+def _taps(kernel: tuple[float | int, ...], gain: float) -> list[float]:
     """The filter along one axis, in the order in which a correlation meets it, with sum ``gain``."""
     taps = np.asarray(kernel, np.float64)[::-1]
     return [float(tap) for tap in taps * gain / taps.sum()]
 
 
-def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> Images:
+def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> NewImages:
     """x[start : start + stride·length : stride] along an axis, where pixels outside the image are zero."""
     last = start + stride * (length - 1)
     config = [(0, 0, 0)] * x.ndim
@@ -129,13 +155,18 @@ def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> 
     return lax.slice_in_dim(padded, 0, None, stride, axis)
 
 
-def _sum(images: Iterable[Images]) -> Images:
+def _sum(images: Iterable[Images]) -> NewImages:
     return functools.reduce(operator.add, images)
 
 
 def filter_images(
-    x: Images, kernel: tuple[float, ...], padding: tuple[int, int], *, stride: int = 1, gain: float = 1.0
-) -> Images:
+    x: Images,
+    kernel: tuple[float | int, ...],
+    padding: tuple[int, int],
+    *,
+    stride: int = 1,
+    gain: float = 1.0,
+) -> NewImages:
     """Zero padding (before, after) each axis, convolution with the filter, each ``stride``-th pixel."""
     before, after = padding
     for axis in (1, 2):
@@ -145,13 +176,13 @@ def filter_images(
     return x
 
 
-def fir_downsample(x: Images, kernel: tuple[float, ...]) -> Images:
+def fir_downsample(x: Images, kernel: tuple[float | int, ...]) -> NewImages:
     """Half the size: filtered, every second pixel; a constant image keeps its value inside."""
     excess = len(kernel) - 2
     return filter_images(x, kernel, ((excess + 1) // 2, excess // 2), stride=2)
 
 
-def fir_upsample(x: Images, kernel: tuple[float, ...]) -> Images:
+def fir_upsample(x: Images, kernel: tuple[float | int, ...]) -> NewImages:
     """Twice the size: zeros inserted after each pixel, filtered; a constant image keeps its value inside."""
     before = (len(kernel) - 1) // 2 + 1
     taps = _taps(kernel, gain=2.0)
@@ -171,23 +202,23 @@ def fir_upsample(x: Images, kernel: tuple[float, ...]) -> Images:
     return x
 
 
-def repeat_upsample(x: Images) -> Images:
+def repeat_upsample(x: Images) -> NewImages:
     """Twice the size: every pixel becomes a square of four."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def mean_downsample(x: Images) -> Images:
+def mean_downsample(x: Images) -> NewImages:
     """Half the size: the mean of squares of four pixels."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def upsample(x: Images, fir_kernel: tuple[float, ...] | None) -> Images:
+def upsample(x: Images, fir_kernel: tuple[float | int, ...] | None) -> NewImages:
     """Twice the size, with a filter or (None) by repetition."""
     return fir_upsample(x, fir_kernel) if fir_kernel else repeat_upsample(x)
 
 
-def downsample(x: Images, fir_kernel: tuple[float, ...] | None) -> Images:
+def downsample(x: Images, fir_kernel: tuple[float | int, ...] | None) -> NewImages:
     """Half the size, with a filter or (None) by means."""
     return fir_downsample(x, fir_kernel) if fir_kernel else mean_downsample(x)
 
@@ -197,11 +228,11 @@ class Conv2d(nn.Module):
 
     features: int
     up: bool
-    fir_kernel: tuple[float, ...]
+    fir_kernel: tuple[float | int, ...]
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> NewImages:
         weight = self.param("weight", uniform_init(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
@@ -216,7 +247,7 @@ class Conv2d(nn.Module):
         return x + bias
 
 
-def _convolve(x: Images, weight: Array, *, stride: int, dilation: int, padding: int) -> Images:
+def _convolve(x: Images, weight: Array, *, stride: int, dilation: int, padding: int) -> NewImages:
     return lax.conv_general_dilated(
         x,
         weight,
@@ -231,11 +262,11 @@ class Upsample(nn.Module):
     """Twice the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
 
     features: int | None
-    fir_kernel: tuple[float, ...] | None
+    fir_kernel: tuple[float | int, ...] | None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> NewImages:
         if self.features is None:
             return upsample(x, self.fir_kernel)
         if self.fir_kernel:
@@ -247,11 +278,11 @@ class Downsample(nn.Module):
     """Half the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
 
     features: int | None
-    fir_kernel: tuple[float, ...] | None
+    fir_kernel: tuple[float | int, ...] | None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> NewImages:
         if self.features is None:
             return downsample(x, self.fir_kernel)
         if self.fir_kernel:
@@ -306,7 +337,7 @@ class ResnetBlockDDPMpp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> Images:
+    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> NewImages:
         channels = x.shape[-1]
         features = self.features or channels
         h = nn.swish(group_norm(channels, self.groups)(x))
@@ -328,13 +359,13 @@ class ResnetBlockBigGANpp(nn.Module):
     skip_rescale: bool
     features: int | None = None  # None: as many as come in
     resample: str | None = None  # up, down or not at all
-    fir_kernel: tuple[float, ...] | None = None
+    fir_kernel: tuple[float | int, ...] | None = None
     init_scale: float = 0.0
     groups: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> Images:
+    def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> NewImages:
         channels = x.shape[-1]
         features = self.features or channels
         h = nn.swish(group_norm(channels, self.groups)(x))

@@ -52,7 +52,7 @@ class NCSNpp(nn.Module):
     resamp_with_conv: bool = True
     conditional: bool = True
     fir: bool = False
-    fir_kernel: tuple[float, ...] = (1, 3, 3, 1)
+    fir_kernel: tuple[float | int, ...] = (1, 3, 3, 1)
     skip_rescale: bool = True
     resblock_type: str = "biggan"
     progressive: str = "none"
