@@ -3,11 +3,13 @@
 Model keys keep the names of the published score_sde configs, so that theirs can be copied over line by line.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     """The settings shared by all experiments; locked against unknown keys and wrong types."""
     config = ConfigDict()
     config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
@@ -32,7 +34,7 @@ def get_config() -> ConfigDict:
     solver.safety = 0.9  # theta
     solver.exponent = 0.9  # r: h <- theta h error^-r
     solver.first_step = 0.01  # h at t = T; 0.01 for VP, 0.5 for VE (appendix)
-    solver.norm = "l2"  # of error/tolerance over a sample: l2 (root mean square) or linf
+    solver.norm = "l2_scaled"  # of error/tolerance over a sample: l2_scaled (root mean square), l2 or linf
     solver.extrapolate = True  # keep the higher-order value
     solver.use_previous = True  # |x'_prev| in the tolerance
     solver.error_estimate = "heun"  # heun (stochastic improved Euler) or lamba

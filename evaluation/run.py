@@ -17,6 +17,7 @@ from evaluation import evaluate as figures
 from evaluation import plots, results
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
+from evaluation.files import make_folder
 from evaluation.inception_score import require_enough
 from evaluation.samples import Samples, SampleStore, to_uint8
 from models.checkpoints import checkpoint_sha256
@@ -202,6 +203,7 @@ def snapshot(config: Any, *, name: str, folder: Path) -> Callable[[int, solvers.
             num_samples=PICTURED,
             batch_size=min(config.eval.batch_size, PICTURED),
         )
+        make_folder(folder)
         plots.save_grid(
             folder / f"step_{step:08d}.png",
             to_uint8(solution.x, centered=data.centered),

@@ -46,11 +46,12 @@ class AdaptiveState:
     x_previous: Sample  # x'_prev
     key: PRNGKeyArray
     # The stage under way. First: the score at (x, t) is wanted. Second: it is `score`, and the one at
-    # (x_proposed, t − h) is wanted, made with the noise z.
+    # (x_proposed, t_proposed) is wanted, made with the noise z.
     second_stage: Flag
     score: Sample
     z: Sample
     x_proposed: Sample
+    t_proposed: Time
     status: Count
     accepted: Count
     rejected: Count
@@ -120,14 +121,15 @@ class Adaptive:
             score=jnp.zeros_like(x),
             z=jnp.zeros_like(x),
             x_proposed=x,
+            t_proposed=jnp.asarray(sde.T, dtype),
             status=jnp.int32(Status.RUNNING),
             accepted=jnp.int32(0),
             rejected=jnp.int32(0),
         )
 
     def ask(self, state: AdaptiveState) -> tuple[Sample, Time]:
-        second = state.second_stage
-        return jnp.where(second, state.x_proposed, state.x), jnp.where(second, state.t - state.h, state.t)
+        proposed, current = (state.x_proposed, state.t_proposed), (state.x, state.t)
+        return jax.tree.map(lambda a, b: jnp.where(state.second_stage, a, b), proposed, current)
 
     def tell(self, sde: SDE, state: AdaptiveState, score: Sample) -> AdaptiveState:
         judged, accepted = self._judge(sde, state, score)
@@ -142,23 +144,25 @@ class Adaptive:
         if self.noise_on_rejection == "redraw":
             draw += state.rejected
         z = standard_normal(state.key, draw, state.x.shape, state.x.dtype)
-        x_mean = state.x - state.h * reverse_drift(sde, state.x, state.t, state.score)
-        x_proposed = (
-            x_mean if self.error_estimate == "lamba" else x_mean + self._noise(sde, state.t, state.h, z)
-        )
-        return dataclasses.replace(state, z=z, x_proposed=x_proposed)
+        x_proposed = state.x - state.h * reverse_drift(sde, state.x, state.t, state.score)
+        if self.error_estimate == "heun":
+            x_proposed += self._noise(sde, state.t, state.h, z)
+        # the last step lands on eps itself, which t − h may miss by a rounding error
+        last = state.h >= state.t - sde.eps
+        t_proposed = jnp.where(last, sde.eps, state.t - state.h).astype(state.t.dtype)
+        return dataclasses.replace(state, z=z, x_proposed=x_proposed, t_proposed=t_proposed)
 
     def _judge(self, sde: SDE, state: AdaptiveState, score: Sample) -> tuple[AdaptiveState, Flag]:
-        """Steps 2 to 5 with ``score`` at (x_proposed, t − h), and whether the step was accepted."""
-        x, t, h = state.x, state.t, state.h
+        """Steps 2 to 5 with ``score`` at (x_proposed, t_proposed), and whether the step was accepted."""
+        x, t, h, t_ahead = state.x, state.t, state.h, state.t_proposed
         # 2. E = (K2 − K1)/2 with the same z; x'' = x' + E
         noise = self._noise(sde, t, h, state.z)
         drift = reverse_drift(sde, x, t, state.score)
-        drift_ahead = reverse_drift(sde, state.x_proposed, t - h, score)
+        drift_ahead = reverse_drift(sde, state.x_proposed, t_ahead, score)
         error = -0.5 * h * (drift_ahead - drift)
         if self.error_estimate == "heun":
             x_lower = state.x_proposed
-            error += 0.5 * (self._noise(sde, t - h, h, state.z) - noise)
+            error += 0.5 * (self._noise(sde, t_ahead, h, state.z) - noise)
         else:
             x_lower = state.x_proposed + noise
         x_higher = x_lower + error
@@ -173,14 +177,13 @@ class Adaptive:
         tolerance = jnp.maximum(self.eps_abs, self.eps_rel * magnitude)
         e = self._norm(error / tolerance)
 
-        # 4. accept or reject; the last step lands on eps itself
+        # 4. accept or reject
         accept = state.second_stage & (e <= 1)
-        last = h >= t - sde.eps
-        t_next = jnp.where(accept, jnp.where(last, sde.eps, t - h), t).astype(t.dtype)
+        t_next = jnp.where(accept, t_ahead, t)
 
         # 5. the next step
         h_next = jnp.minimum(t_next - sde.eps, self.safety * h * e**-self.exponent).astype(h.dtype)
-        arrived = accept & last
+        arrived = t_next <= sde.eps
         stuck = ~(t_next - h_next < t_next)  # NaN included
         status = jnp.where(arrived, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
         judged = dataclasses.replace(

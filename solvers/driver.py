@@ -256,10 +256,9 @@ def _checked_ids(sample_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     fits = ids.ndim == 1 and ids.size > 0 and np.issubdtype(ids.dtype, np.integer)
     require(fits, "sample_ids", sample_ids, "a list of at least one whole number", "name the samples to draw")
     limit = np.iinfo(np.uint32).max
-    inside = ids.min() >= 0 and ids.max() <= limit
-    require(
-        inside, "sample_ids", (ids.min(), ids.max()), f"numbers from 0 to {limit}", "take ids in this range"
-    )
+    ends = int(ids.min()), int(ids.max())
+    inside = ends[0] >= 0 and ends[1] <= limit
+    require(inside, "sample_ids from and to", ends, f"numbers from 0 to {limit}", "take ids in this range")
     return ids.astype(np.uint32)
 
 

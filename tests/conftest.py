@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+
+from tests import typechecking
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -14,7 +16,8 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-install_import_hook(["sde_lib", "solvers", "models", "training", "evaluation"], "beartype.beartype")
+PACKAGES = ["sde_lib", "solvers", "models", "training", "evaluation"]
+jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,11 @@ def golden_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"reference arrays not found at {folder}; set GOLDEN_DIR to their folder")
     return folder
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the checks of types: wrong ones meet the project's own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -28,9 +28,9 @@ def get_config():
 
     config.training.weighting = "edm"
     config.training.batch_size = 64
-    config.training.num_steps = 20_000
+    config.training.num_steps = 16_000
     config.training.checkpoint_every = 1000
-    config.training.snapshot_every = 5000
+    config.training.snapshot_every = 4000
     config.training.warmup_steps = 500
     config.training.learning_rate = 1e-3
     config.training.ema_rate = 0.999

@@ -1,0 +1,50 @@
+"""Problems whose scores and solutions are known in closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
+from solvers import Adaptive
+
+SDES: dict[str, Any] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+# the paper's tolerances and first steps
+ADAPTIVE = {
+    "ve": Adaptive(eps_rel=0.05, eps_abs=1 / 256, first_step=0.5),
+    "vp": Adaptive(eps_rel=0.05, eps_abs=2 / 256, first_step=0.01),
+    "subvp": Adaptive(eps_rel=0.05, eps_abs=2 / 256, first_step=0.01),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Data ~ N(mean, std^2 I), whose marginals and reverse are Gaussian at every t."""
+
+    mean: float = 0.3
+    std: float = 0.2
+
+    def marginal(self, sde: SDE, t: Any) -> tuple[Any, Any]:
+        """(mean, standard deviation) of x(t)."""
+        alpha, sigma = sde.marginal(t)
+        return alpha * self.mean, jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
+
+    def score(self, sde: SDE, x: Any, t: Any) -> Any:
+        """Of one sample x at a scalar t."""
+        alpha, sigma = sde.marginal(t)
+        return (alpha * self.mean - x) / ((alpha * self.std) ** 2 + sigma**2)
+
+    def score_fn(self, sde: SDE) -> Partial:
+        """Of a batch, as the driver calls it; equal problems give equal functions."""
+        return Partial(_batched_score, self, sde)
+
+
+jax.tree_util.register_static(Gaussian)
+
+
+def _batched_score(problem: Gaussian, sde: SDE, x: Any, t: Any) -> Any:
+    return jax.vmap(lambda x, t: problem.score(sde, x, t))(x, t)

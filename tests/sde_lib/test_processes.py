@@ -1,0 +1,135 @@
+"""The processes against their own moment equations and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from sde_lib import VESDE, VPSDE, SubVPSDE, denoise, from_config, probability_flow_drift, reverse_drift
+from tests.problems import SDES, Gaussian
+
+TIMES = np.array([1e-3, 0.01, 0.1, 0.3, 0.7, 1.0], np.float32)
+
+
+@pytest.fixture(params=SDES.values(), ids=SDES.keys())
+def sde(request):
+    return request.param
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_the_marginal_solves_the_moment_equations(sde):
+    """For dx = a(t) x dt + g dw: d alpha/dt = a alpha and d sigma^2/dt = 2 a sigma^2 + g^2."""
+    for t in np.asarray(TIMES, np.float64):
+        (alpha, sigma), (alpha_rate, sigma_rate) = jax.jvp(sde.marginal, (t,), (1.0,))
+        rate = sde.drift(jnp.ones(()), t)
+        np.testing.assert_allclose(alpha_rate, rate * alpha, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            2 * sigma * sigma_rate, 2 * rate * sigma**2 + sde.diffusion(t) ** 2, rtol=1e-9
+        )
+
+
+def test_log_snr_is_that_of_the_marginal_and_falls(sde):
+    alpha, sigma = jax.vmap(sde.marginal)(TIMES)
+    log_snr = jax.vmap(sde.log_snr)(TIMES)
+    # float32: lambda reaches 9, and its last bits are 1e-6
+    np.testing.assert_allclose(log_snr, jnp.log(alpha / sigma), rtol=1e-5, atol=2e-6)
+    assert np.all(np.diff(log_snr) < 0)
+
+
+def test_inverse_log_snr_inverts(sde):
+    back_and_forth = jax.vmap(lambda t: sde.inverse_log_snr(sde.log_snr(t)))(TIMES)
+    np.testing.assert_allclose(back_and_forth, TIMES, rtol=3e-5)  # lambda's rounding over lambda's slope
+
+
+def test_the_inverse_holds_for_a_constant_beta():
+    test_inverse_log_snr_inverts(VPSDE(beta_min=2.0, beta_max=2.0))
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_the_reverse_of_gaussian_data_has_the_right_moments_at_every_t(sde):
+    """Under the reverse SDE and the ODE alike the mean and variance run back along the marginal.
+
+    With the score of a Gaussian both drifts are affine in x, b + c x, so that the moments' own equations
+    are closed: d mean/dt = b + c mean, and d var/dt = 2 c var − g^2 (reverse SDE) or 2 c var (ODE).
+    """
+    problem = Gaussian()
+    for t in np.asarray(TIMES, np.float64):
+        (mean, std), (mean_rate, std_rate) = jax.jvp(lambda t: problem.marginal(sde, t), (t,), (1.0,))
+        for drift_of, noise in ((reverse_drift, sde.diffusion(t) ** 2), (probability_flow_drift, 0.0)):
+
+            def drift(x, t=t, drift_of=drift_of):
+                return drift_of(sde, x, t, problem.score(sde, x, t))
+
+            value, slope = jax.jvp(drift, (mean,), (1.0,))
+            np.testing.assert_allclose(mean_rate, value, rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(2 * std * std_rate, 2 * slope * std**2 - noise, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_denoising_is_the_posterior_mean_of_gaussian_data(sde):
+    problem, x = Gaussian(), jnp.linspace(-2.0, 2.0, 5)
+    for t in np.asarray(TIMES, np.float64):
+        alpha, sigma = sde.marginal(t)
+        gain = alpha * problem.std**2 / ((alpha * problem.std) ** 2 + sigma**2)
+        expected = problem.mean + gain * (x - alpha * problem.mean)
+        np.testing.assert_allclose(denoise(sde, x, t, problem.score(sde, x, t)), expected, rtol=1e-6)
+
+
+def test_the_prior_has_the_deviation_of_the_last_marginal(sde):
+    x = sde.prior(jax.random.key(0), (100_000,))
+    _, sigma = sde.marginal(sde.T)
+    # the deviation of 1e5 normals errs by 0.22 %; five of that are exceeded once in two million runs
+    assert abs(np.std(x) / sigma - 1) < 5 * 0.0022
+
+
+def test_a_network_is_told_the_published_labels(sde):
+    t = 0.25
+    expected = sde.marginal(t)[1] if isinstance(sde, VESDE) else 999 * t
+    np.testing.assert_allclose(sde.network_time(t), expected, rtol=1e-6)
+
+
+def test_an_output_stands_for_the_published_score(sde):
+    output, t = jnp.array([1.0, -2.0]), 0.25
+    expected = output if isinstance(sde, VESDE) else -output / sde.marginal(t)[1]
+    np.testing.assert_allclose(sde.score(output, t), expected, rtol=1e-5)
+
+
+def test_processes_are_pytrees_that_recompile_for_no_value():
+    compiled = jax.jit(lambda sde, t: sde.marginal(t))
+    for sigma_max in (50.0, 380.0):
+        compiled(VESDE(sigma_max=sigma_max), 0.5)
+    assert compiled._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: VESDE(sigma_min=60.0),
+            r"sigma_min = 60.0: allowed is a level below sigma_max = 50.0;",
+        ),
+        (lambda: VESDE(sigma_min=0.0), r"sigma_min = 0.0: allowed is a number > 0; set sigma_min above zero"),
+        (lambda: VPSDE(beta_min=30.0), r"beta_min = 30.0: allowed is a rate up to beta_max = 20.0; lower"),
+        (lambda: SubVPSDE(eps=2.0), r"eps = 2.0: allowed is a time in \(0, T = 1.0\); set eps below T"),
+    ],
+)
+def test_bad_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_config_error_names_the_key():
+    config = get_config()
+    config.sde.sigma_max = 0.001
+    with pytest.raises(ValueError, match=r"config.sde.sigma_min = 0.01: allowed is a level below sigma_max"):
+        from_config(config.sde)
+    config.sde.name = "vpp"
+    with pytest.raises(ValueError, match=r"config.sde.name = 'vpp': .* did you mean 'vp'\?"):
+        from_config(config.sde)
