@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.ddpm import DDPM
+from models.layers import AnyArray
 from models.ncsnpp import NCSNpp
 from sde_lib import SDE
 from sde_lib.checks import require, require_choice
@@ -102,12 +103,12 @@ class _Score:
     sigma_data: float | None
 
     def __call__(
-        self, sde: Any, params: Params, x: Float[Array, "b h w c"], t: Float[Array, " b"]
+        self, sde: Any, params: Params, x: Float[AnyArray, "b h w c"], t: Float[AnyArray, " b"]
     ) -> Float[Array, "b h w c"]:
         def network(x: Array, label: Array) -> Any:
             return self.module.apply({"params": params}, x, label)
 
-        return score_of_network(network, sde, self.sigma_data, x, t)
+        return score_of_network(network, sde, self.sigma_data, jnp.asarray(x), jnp.asarray(t))
 
 
 def score_of_network(

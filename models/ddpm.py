@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models import layers
+from models.layers import AnyArray
 from models.ncsnpp import check_common, check_images
 from sde_lib.checks import require
 
@@ -44,7 +45,7 @@ class DDPM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], label: Float[Array, " b"], *, train: bool = False
+        self, x: Float[AnyArray, "b h w c"], label: Float[AnyArray, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
         """The network's output for images x at time labels: 999 t for VP and sub-VP, sigma for VE.
 
@@ -52,6 +53,7 @@ class DDPM(nn.Module):
         """
         self.check()
         check_images(self, x)
+        x, label = jnp.asarray(x), jnp.asarray(label)
         blocks = attentions = 0
 
         # The blocks are NCSN++'s with other settings; their published names are this network's own.

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from sde_lib.checks import require
 
+AnyArray = Array | np.ndarray
 Images = Float[Array, "b h w c"]
 NewImages = Float[Array, "b new_h new_w new_c"]  # as many, of any size
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models import layers
+from models.layers import AnyArray
 from sde_lib.checks import require, require_choice
 
 
@@ -93,7 +94,7 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], label: Float[Array, " b"], *, train: bool = False
+        self, x: Float[AnyArray, "b h w c"], label: Float[AnyArray, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
         """The network's output for images x at time labels: sigma for VE, 999 t for VP and sub-VP.
 
@@ -101,6 +102,7 @@ class NCSNpp(nn.Module):
         """
         self.check()
         check_images(self, x)
+        x, label = jnp.asarray(x), jnp.asarray(label)
         # The parts, with what all of their kind share
         fir_kernel = self.fir_kernel if self.fir else None
         conv = partial(layers.conv, dtype=self.dtype)
@@ -239,7 +241,7 @@ def check_common(module: Any) -> None:
     )
 
 
-def check_images(module: Any, x: Array) -> None:
+def check_images(module: Any, x: AnyArray) -> None:
     """Raises ValueError unless x has the size and the channels that the network was built for."""
     expected = (module.image_size, module.image_size, module.num_channels)
     require(

@@ -202,7 +202,7 @@ def _kind(
     seen: collections.Counter[str],
 ) -> str:
     """Our name for a layer, told by the names and shapes of its parameters."""
-    shape = shapes[f"all_modules.{number}.{parameters[0]}"]
+    shape = max((shapes[f"all_modules.{number}.{name}"] for name in parameters), key=len)  # not a bias's
     if "GroupNorm_1.weight" in parameters:
         return _starting_with("ResnetBlock", expected)
     if "NIN_3.W" in parameters:

@@ -1,4 +1,4 @@
-"""The networks once more, in float64 NumPy and in the plainest way: what the fast ones are checked against."""
+"""The networks once more, in float64 NumPy and the plainest way: what the fast ones are checked against."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def swish(x: Array) -> Array:
 
 
 def convolve(x: Array, weight: Array, stride: int = 1, padding: tuple[int, int] | None = None) -> Array:
-    """Correlation of [b, h, w, c] with [k, k, c, d]; by default padded as for an output of size ceil(h/stride)."""
+    """Correlation of [b, h, w, c] with [k, k, c, d]; padded for a size of ceil(h/stride)."""
     k = weight.shape[0]
     if padding is None:
         total = max(k - stride, 0) if x.shape[1] % stride == 0 else k - 1
@@ -135,7 +135,8 @@ class Network:
                 if progressive_input == "input_skip":
                     pyramid = fir_downsample(pyramid, self.kernel) if self.kernel else means(pyramid)
                     projected = self.conv(self.take("Combine")["Conv_0"], pyramid)
-                    h = projected + h if m.progressive_combine == "sum" else np.concatenate([projected, h], -1)
+                    side_by_side = np.concatenate([projected, h], -1)
+                    h = projected + h if m.progressive_combine == "sum" else side_by_side
                 elif progressive_input == "residual":
                     h = pyramid = self.add(self.resample_convolved(pyramid, "down"), h)
                 hs.append(h)
@@ -202,7 +203,8 @@ class Network:
 
     def block(self, x: Array, embedding: Array | None, features: int | None = None, way: str = "") -> Array:
         big = not self.ddpm and self.model.resblock_type == "biggan"
-        p = self.take("ResnetBlockDDPM" if self.ddpm else "ResnetBlockBigGANpp" if big else "ResnetBlockDDPMpp")
+        kind = "ResnetBlockBigGANpp" if big else "ResnetBlockDDPMpp"
+        p = self.take("ResnetBlockDDPM" if self.ddpm else kind)
         h = swish(self.norm(p["GroupNorm_0"], x))
         if way:
             h, x = (self.resample(y, way) for y in (h, x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,12 @@ from models import layers
 from tests.models import slow
 
 # float32 sums of some hundred products of unit normals
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 KERNELS = [(1, 3, 3, 1), (1.0, 2.0, 4.0, 0.5), (1, 1), (1, 2, 1), (1, 4, 6, 3, 1), (0.5, 1, 4, 6, 3, 1)]
+
+
+def apply(module: Any, params: Any, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *map(jnp.asarray, inputs))
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -34,7 +40,7 @@ def test_fir_resampling_is_zero_insertion_and_convolution(kernel):
 def test_fir_resampling_convolution_is_both_in_turn(kernel, up):
     x, weight, bias = normal(0, 2, 4, 6, 3), normal(1, 3, 3, 3, 5), normal(2, 5)
     module = layers.Conv2d(5, up=up, fir_kernel=kernel)
-    fast = module.apply({"params": {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}}, jnp.asarray(x))
+    fast = apply(module, {"weight": weight, "bias": bias}, x)
     formula = slow.fir_upsample_convolve if up else slow.fir_convolve_downsample
     np.testing.assert_allclose(fast, formula(x, weight, kernel) + bias, **TOLERANCE)
     assert fast.shape == ((2, 8, 12, 5) if up else (2, 2, 3, 5))
@@ -57,7 +63,7 @@ def test_plain_resampling_repeats_and_averages():
 def test_convolutions(size, stride):
     x, weight, bias = normal(0, 2, 6, 6, 4), normal(1, size, size, 4, 5), normal(2, 5)
     module = layers.conv(5, size, stride=stride, dtype=jnp.float32)
-    fast = module.apply({"params": {"kernel": weight, "bias": bias}}, jnp.asarray(x))
+    fast = apply(module, {"kernel": weight, "bias": bias}, x)
     np.testing.assert_allclose(fast, slow.convolve(x, weight, stride) + bias, **TOLERANCE)
 
 
@@ -66,7 +72,7 @@ def test_convolutions(size, stride):
 def test_group_normalisation(channels, groups, offset):
     x = normal(0, 2, 4, 4, channels) + offset
     scale, bias = normal(1, channels), normal(2, channels)
-    fast = layers.GroupNorm(groups).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
+    fast = apply(layers.GroupNorm(groups), {"scale": scale, "bias": bias}, x)
     # with the offset, a float32 pixel itself is only known to 4e-6
     expected = slow.normalise(x.astype(np.float64), scale, bias, groups)
     np.testing.assert_allclose(fast, expected, rtol=1e-4, atol=1e-4 if offset else 1e-5)
@@ -75,7 +81,7 @@ def test_group_normalisation(channels, groups, offset):
 def test_groups_are_four_channels_each_but_at_most_32():
     assert [layers.group_norm(c, None).groups for c in (4, 24, 128, 384)] == [1, 6, 32, 32]
     assert layers.group_norm(64, 32).groups == 32
-    with pytest.raises(ValueError, match=r"channels to normalise = 130: allowed is a multiple of .*; choose model.nf"):
+    with pytest.raises(ValueError, match=r"normalise = 130: allowed is a multiple of .*; choose model.nf"):
         layers.group_norm(130, None)
 
 
@@ -85,9 +91,9 @@ def test_attention_is_a_softmax_over_all_pixels():
     params = module.init(jax.random.key(0), jnp.asarray(x))["params"]
     params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(1), a.shape), params)
     h = slow.normalise(x.astype(np.float64), params["GroupNorm_0"]["scale"], params["GroupNorm_0"]["bias"], 2)
-    q, k, v, out = ((np.float64(params[f"NIN_{i}"]["W"]), np.float64(params[f"NIN_{i}"]["b"])) for i in range(4))
+    q, k, v, out = ((np.float64(p["W"]), np.float64(p["b"])) for p in (params[f"NIN_{i}"] for i in range(4)))
     h = slow.attend(*(h @ w + b for w, b in (q, k, v))) @ out[0] + out[1]
-    fast = module.apply({"params": params}, jnp.asarray(x))
+    fast = apply(module, params, x)
     np.testing.assert_allclose(fast, (x + h) / np.sqrt(2), **TOLERANCE)
 
 
@@ -103,25 +109,25 @@ def test_positional_embedding(features):
 
 def test_fourier_embedding():
     y, frequencies = np.array([-4.0, 0.3, 3.9], np.float32), normal(0, 5)
-    fast = layers.GaussianFourierProjection(5, 16.0).apply({"params": {"W": frequencies}}, jnp.asarray(y))
+    fast = apply(layers.GaussianFourierProjection(5, 16.0), {"W": frequencies}, y)
     angles = 2 * np.pi * np.outer(y.astype(np.float64), frequencies)
     np.testing.assert_allclose(fast, np.concatenate([np.sin(angles), np.cos(angles)], 1), atol=2e-5)
 
 
 def test_fourier_frequencies_are_drawn_with_the_scale_and_not_trained():
     module, y = layers.GaussianFourierProjection(4096, 16.0), jnp.ones((1,))
-    params = module.init(jax.random.key(0), y)
+    params: Any = module.init(jax.random.key(0), y)["params"]
     # the standard deviation of 4,096 normals is known to 1.1 %; 5 of its standard errors
-    assert float(params["params"]["W"].std()) == pytest.approx(16.0, rel=0.055)
-    gradient = jax.grad(lambda p: module.apply(p, y).sum())(params)
-    assert not np.any(gradient["params"]["W"])
+    assert float(params["W"].std()) == pytest.approx(16.0, rel=0.055)
+    gradient = jax.grad(lambda p: apply(module, p, y).sum())(params)
+    assert not np.any(gradient["W"])
 
 
 @pytest.mark.parametrize("method", ["sum", "cat"])
 def test_combine(method):
     image, h, weight = normal(0, 1, 4, 4, 3), normal(1, 1, 4, 4, 5), normal(2, 1, 1, 3, 5)
     params = {"Conv_0": {"kernel": weight, "bias": np.zeros(5, np.float32)}}
-    fast = layers.Combine(method).apply({"params": params}, jnp.asarray(image), jnp.asarray(h))
+    fast = apply(layers.Combine(method), params, image, h)
     projected = image @ weight[0, 0]
     expected = projected + h if method == "sum" else np.concatenate([projected, h], -1)
     np.testing.assert_allclose(fast, expected, **TOLERANCE)

@@ -1,0 +1,316 @@
+"""Checkpoints of every format come back as they were, and a bad one says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
+
+import models
+import sde_lib
+from configs.base import get_config
+from models import checkpoints, published_torch
+from tests.models import tiny
+
+# The reference's float32 against ours, as agreed; the network in bfloat16 against itself in float32.
+SCORE_TOLERANCE, BFLOAT16_TOLERANCE = 2e-4, 2e-2
+
+FLAX = ["ve_ncsnpp", "ve_ncsnpp_256style", "vp_ddpm", "vp_ddpmpp", "subvp_ddpmpp"]
+TORCH = ["ve_ncsnpp", "ve_ncsnpp_256style", "vp_ddpmpp"]
+GOLDEN = [("flax", case, "checkpoint_7") for case in FLAX] + [("torch", c, "checkpoint_7.pth") for c in TORCH]
+
+
+def golden_config(folder: Path) -> Any:
+    """Our config from a published one, key by key."""
+    theirs, config = json.loads((folder / "config.json").read_text()), get_config()
+    config.sde.name = theirs["training"]["sde"].removesuffix("sde")
+    for group, source in (("sde", "model"), ("model", "model"), ("data", "data")):
+        for name, value in theirs[source].items():
+            if name in config[group] and (group, name) != ("sde", "name"):
+                old = config[group][name]
+                config[group][name] = type(old)(value) if isinstance(old, float | tuple) else value
+    return config
+
+
+def relative(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize(("kind", "case", "file"), GOLDEN)
+def test_published_checkpoints_give_the_reference_scores(golden_dir, kind, case, file):
+    folder = golden_dir / kind / case
+    config, golden = golden_config(folder), np.load(folder / "golden.npz")
+    call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
+    for raw, name in ((False, "score_from_params_ema"), (True, "score_from_params")):
+        score_fn = models.load_score_fn(config, folder / file, raw=raw)
+        score = call(score_fn, golden["x"], golden["t"])
+        assert relative(score, golden[name]) < SCORE_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FLAX)
+def test_bfloat16_stays_near_float32(golden_dir, case):
+    folder = golden_dir / "flax" / case
+    config, golden = golden_config(folder), np.load(folder / "golden.npz")
+    config.model.dtype = "bfloat16"
+    call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
+    for raw, name in ((False, "score_from_params_ema"), (True, "score_from_params")):
+        score = call(models.load_score_fn(config, folder / "checkpoint_7", raw=raw), golden["x"], golden["t"])
+        assert score.dtype == np.float32
+        assert relative(score, golden[name]) < BFLOAT16_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A config, its averaged and raw weights, and one checkpoint of each format that holds them."""
+    folder, config = tmp_path_factory.mktemp("checkpoints"), tiny.config(sde="ve")
+    ema, raw = tiny.params(config), tiny.params(config, seed=1)
+    order = list(models.abstract_params(config))
+    metadata = checkpoints.describe(config, step=7000, command="python main.py")
+    paths = {
+        "own": checkpoints.save(folder / "own", ema, metadata, {"params": raw, "step": np.int32(7000)}),
+        "jax": tiny.write_jax(folder / "checkpoint_7", ema, raw),
+        "torch": tiny.write_torch(folder / "checkpoint_7.pth", order, ema, raw),
+    }
+    return config, ema, raw, paths
+
+
+def assert_same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, dict(a), dict(b))
+
+
+@pytest.mark.parametrize("kind", ["own", "jax", "torch"])
+def test_every_format_gives_the_averaged_and_on_request_the_raw_weights(made, kind, tmp_path):
+    config, ema, raw, paths = made
+    for wanted, as_trained in ((ema, False), (raw, True)):
+        params, metadata = models.restore_params(paths[kind], config, raw=as_trained)
+        assert_same(params, wanted)
+        assert metadata["step"] == 7000
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    # told by looking, whatever the name
+    if kind != "own":
+        renamed = shutil.copy(paths[kind], tmp_path / "weights.bin")
+        assert_same(models.restore_params(renamed, config)[0], ema)
+
+
+@pytest.mark.parametrize("kind", ["own", "jax", "torch"])
+def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path):
+    config, ema, _, paths = made
+    path = models.convert(paths[kind], tmp_path / "out", config, command="main.py --mode=convert")
+    params, metadata = models.restore_params(path, config)
+    assert_same(params, ema)
+    assert metadata["source_sha256"] == checkpoints.checkpoint_sha256(paths[kind])
+    assert metadata["command"] == "main.py --mode=convert"
+    assert checkpoints.identity(path)["source_sha256"] == metadata["source_sha256"]
+    assert checkpoints.identity(path)["checkpoint_sha256"] == checkpoints.checkpoint_sha256(path)
+    assert not [f for f in path.rglob("*") if f.is_file() and str(tmp_path).encode() in f.read_bytes()]
+    with pytest.raises(ValueError, match=r"checkpoint to write = .*: allowed is a path at which nothing is"):
+        models.convert(paths[kind], path, config)
+    with pytest.raises(ValueError, match=r"item 'training_state' for raw weights"):
+        models.restore_params(path, config, raw=True)
+
+
+def test_the_config_names_the_checkpoint_unless_the_call_does(made):
+    config, ema, _, paths = made
+    score_fn = models.load_score_fn(config, paths["own"])
+    x, t = np.zeros((2, 8, 8, 3), np.float32), np.float32([0.1, 0.9])
+    direct = models.score_fn(config, sde_lib.from_config(config.sde), ema)
+    np.testing.assert_array_equal(score_fn(x, t), direct(x, t))
+    config = config.copy_and_resolve_references()
+    with pytest.raises(ValueError, match=r"config.model.checkpoint = None: .*--mode=train, or name one with"):
+        models.load_score_fn(config)
+    config.model.checkpoint = str(paths["jax"])
+    assert models.load_score_fn(config).func == score_fn.func
+
+
+def test_a_missing_checkpoint_names_its_neighbours(made):
+    config, _, _, paths = made
+    with pytest.raises(
+        ValueError, match=r"checkpoint = .*checkpoint_8'.*nothing at .*did you mean checkpoint_7"
+    ):
+        models.restore_params(paths["jax"].with_name("checkpoint_8"), config)
+
+
+@pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
+@pytest.mark.parametrize("kind", ["jax", "torch"])
+def test_a_truncated_file(made, kind, keep, tmp_path):
+    config, _, _, paths = made
+    content = paths[kind].read_bytes()
+    short = tmp_path / "checkpoint_7"
+    short.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match=rf"checkpoint {short}.*allowed is a whole file.*copy it again"):
+        models.restore_params(short, config)
+
+
+def test_a_damaged_own_checkpoint(made, tmp_path):
+    config, _, _, paths = made
+    for damage in ("truncate", "metadata"):
+        copy = shutil.copytree(paths["own"], tmp_path / damage)
+        if damage == "metadata":
+            (copy / "metadata" / "metadata").write_text('{"step": 70')
+        else:
+            largest = max((copy / "params_ema").rglob("*"), key=lambda f: f.stat().st_size * f.is_file())
+            largest.write_bytes(largest.read_bytes()[:100])
+        with pytest.raises(ValueError, match=rf"checkpoint {copy}.*whole folder.*copy it again"):
+            models.restore_params(copy, config)
+
+
+@pytest.mark.parametrize("kind", ["own", "jax", "torch"])
+def test_another_architecture_lists_what_differs(made, kind):
+    config, _, _, paths = made
+    config = config.copy_and_resolve_references()
+    config.model.num_res_blocks = 2
+    if kind == "own":
+        message = r"another architecture: config.model.num_res_blocks = 2 here, 1 there; take the config"
+    else:
+        message = (
+            r"(?s)another architecture.*missing \(\d+\): .*and \d+ more.*misshapen \(\d+\): .*instead of"
+        )
+    with pytest.raises(ValueError, match=message):
+        models.restore_params(paths[kind], config)
+
+
+def test_the_list_of_differences_is_short(made):
+    config, _, _, paths = made
+    config = config.copy_and_resolve_references()
+    config.model.update({"nf": 8, "embedding_type": "fourier"})
+    with pytest.raises(ValueError, match=r"the config has a Fourier embedding.*VE networks") as caught:
+        models.restore_params(paths["jax"], config)
+    misshapen = next(line for line in str(caught.value).split("\n") if "misshapen" in line)
+    assert misshapen.count("instead of") == 10
+
+
+def test_another_process_where_it_can_be_told(made):
+    config, _, _, paths = made
+    config = config.copy_and_resolve_references()
+    config.sde.name = "vp"
+    with pytest.raises(ValueError, match=r"config.sde.name = 'vp': allowed is 've' with checkpoint .*; take"):
+        models.restore_params(paths["own"], config)
+
+
+def test_weights_that_are_not_finite(made, tmp_path):
+    config, ema, raw, _ = made
+    ema = jax.tree.map(np.copy, ema)
+    ema["Conv_0"]["kernel"][0, 0, 0, 0] = np.nan
+    path = tiny.write_jax(tmp_path / "checkpoint_7", ema, raw)
+    with pytest.raises(ValueError, match=r"1 of \d+ weights hold NaN or infinite values: Conv_0/kernel"):
+        models.restore_params(path, config)
+    models.restore_params(path, config, raw=True)  # those are good
+
+
+def test_folders(made, tmp_path):
+    config, ema, _, paths = made
+    with pytest.raises(ValueError, match=r"this folder is empty; see docs/checkpoints.md"):
+        models.restore_params(tmp_path, config)
+    (tmp_path / "notes.txt").write_text("of no interest")
+    with pytest.raises(ValueError, match=r"this folder is without a checkpoint"):
+        models.restore_params(tmp_path, config)
+    shutil.copy(paths["jax"], tmp_path / "checkpoint_7")
+    assert_same(models.restore_params(tmp_path, config)[0], ema)
+    shutil.copy(paths["torch"], tmp_path / "checkpoint_8")
+    with pytest.raises(ValueError, match=r"holds 2: checkpoint_7, checkpoint_8; name one, .*checkpoint_8"):
+        models.restore_params(tmp_path, config)
+    assert_same(models.restore_params(tmp_path / "checkpoint_8", config)[0], ema)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x80\x02}q\x00.", b"\x93NUMPY", b"PK\x05\x06" + bytes(18)]
+)
+def test_a_file_of_no_known_format(made, content, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"checkpoint {path}: allowed is this project's format.*none of these"
+    ):
+        models.restore_params(path, made[0])
+
+
+def test_msgpack_of_something_else(made, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(msgpack_serialize({"weights": np.ones(3)}))
+    with pytest.raises(ValueError, match=r"arrays under 'params_ema', but it holds \['weights'\]"):
+        models.restore_params(path, made[0])
+
+
+def test_the_walk_over_msgpack_reads_what_flax_wrote(tmp_path):
+    """Every kind of value that a training state may hold, small and large."""
+    state = {
+        "numbers": {
+            str(i): n for i, n in enumerate([0, 1, 127, 128, 70_000, 2**40, -1, -33, -300, -(2**40), 0.5])
+        },
+        "others": {"none": None, "yes": True, "no": False, "text": "x" * 300, "bytes": b"y" * 70_000},
+        "params_ema": {f"layer {i}": {"w": np.full((i, 2), i, np.float32)} for i in range(20)},
+        "step": np.int32(3),
+    }
+    path = tmp_path / "x"
+    path.write_bytes(msgpack_serialize(state))
+    from models import published_jax
+
+    weights = published_jax.open_weights(path, raw=False)
+    read = weights.read(weights.shapes)
+    expected = msgpack_restore(path.read_bytes())["params_ema"]
+    assert weights.metadata == {"step": 3}
+    assert list(read) == [f"layer {i}/w" for i in range(20)]
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, expected[name.removesuffix("/w")]["w"])
+
+
+class _Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+class _Import:
+    def __reduce__(self) -> Any:
+        return eval, ("1 + 1",)
+
+
+def test_a_pickle_that_imports_something_else_is_refused_by_name_and_not_run(made, tmp_path):
+    mark = tmp_path / "was run"
+    for content, name in ((_Bomb(mark), r"pathlib.*Path|builtins\.getattr"), (_Import(), r"builtins\.eval")):
+        path = tmp_path / "x.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({"model": content}, protocol=2))
+        with pytest.raises(
+            ValueError, match=rf"wants to import .*({name}|__builtin__\.eval).*nothing was run"
+        ):
+            models.restore_params(path, made[0])
+    assert not mark.exists()
+
+
+def test_nothing_that_could_act_is_admitted_to_a_pickle():
+    for (module, name), value in published_torch._ADMITTED.items():
+        assert (module, name) == ("collections", "OrderedDict") or module in ("torch", "torch._utils")
+        assert not callable(value) or value.__module__ in ("models.published_torch", "collections")
+
+
+def test_a_tensor_that_goes_beyond_its_bytes(made, tmp_path):
+    config, _, _, paths = made
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(paths["torch"]) as whole, zipfile.ZipFile(path, "w") as broken:
+        for name in whole.namelist():
+            content = whole.read(name)
+            broken.writestr(name, content[:-8] if "/data/" in name and len(content) > 16 else content)
+    with pytest.raises(ValueError, match=r"a tensor goes beyond archive/data/\d+; copy it again"):
+        models.restore_params(path, config)
+
+
+def test_save_refuses_to_overwrite_unless_told(made, tmp_path):
+    config, ema, _, _ = made
+    metadata = checkpoints.describe(config, step=1, command="x")
+    path = checkpoints.save(tmp_path / "a" / "own", ema, metadata)
+    with pytest.raises(ValueError, match=r"checkpoint to write = .*name another, or remove it"):
+        checkpoints.save(path, ema, metadata)
+    checkpoints.save(path, ema, metadata | {"step": 2}, force=True)
+    assert models.restore_params(path, config)[1]["step"] == 2

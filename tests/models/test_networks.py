@@ -1,0 +1,214 @@
+"""Whole networks, option by option, against the plain formulas of ``slow``; and what a bad option is told."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import sde_lib
+from tests.models import slow, tiny
+
+# Between them every option takes each of its values.
+CASES = {
+    "ddpm++": {},
+    "ddpm++ without options": {"skip_rescale": False, "conditional": False, "attn_resolutions": ()},
+    "ddpm": {"name": "ddpm"},
+    "ddpm without convolutions": {"name": "ddpm", "resamp_with_conv": False},
+    "ddpm blocks": {"resblock_type": "ddpm"},
+    "ddpm blocks, fir": {"resblock_type": "ddpm", "fir": True, "fir_kernel": (1, 2, 4, 1)},
+    "ddpm blocks, plain resampling": {"resblock_type": "ddpm", "resamp_with_conv": False},
+    "ve": {
+        "sde": "ve",
+        "fir": True,
+        "embedding_type": "fourier",
+        "scale_by_sigma": True,
+        "progressive_input": "residual",
+    },
+    "256": {
+        "sde": "ve",
+        "fir": True,
+        "embedding_type": "fourier",
+        "scale_by_sigma": True,
+        "progressive": "output_skip",
+        "progressive_input": "input_skip",
+    },
+    "residual": {
+        "fir": True,
+        "progressive": "residual",
+        "progressive_input": "residual",
+        "skip_rescale": False,
+    },
+    "residual, plain": {"progressive": "residual", "progressive_input": "residual"},
+    "skip, plain, side by side": {
+        "progressive": "output_skip",
+        "progressive_input": "input_skip",
+        "progressive_combine": "cat",
+    },
+    "fourier without its use": {"sde": "ve", "embedding_type": "fourier", "conditional": False},
+}
+
+
+def setting(options):
+    config = tiny.config(**options)
+    x = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    label = np.array([0.05, 3.0] if config.sde.name == "ve" else [1.0, 600.0], np.float32)
+    return config, x, label
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_path):
+    config, x, label = setting(CASES[case])
+    params, raw = tiny.params(config), tiny.params(config, seed=1)
+    plain = slow.Network(params, config)
+    expected = plain(x, label)
+    module = models.build(config)
+    fast = jax.jit(module.apply)({"params": params}, x, label)
+    assert fast.dtype == jnp.float32
+    # single precision through some thirty layers
+    assert relative(fast, expected) < 2e-5
+
+    # The PyTorch file numbers layers as the plain network used them.
+    if "GaussianFourierProjection_0" in raw:
+        raw["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
+    path = tiny.write_torch(tmp_path / "x.pth", plain.order, params, raw)
+    for wanted, as_trained in ((params, False), (raw, True)):
+        restored, metadata = models.restore_params(path, config, raw=as_trained)
+        assert metadata["step"] == 7000
+        jax.tree.map(np.testing.assert_array_equal, restored, wanted)
+        assert list(restored) == plain.order
+
+
+def test_dropout_acts_in_training_only():
+    config, x, label = setting({"dropout": 0.5})
+    module, params = models.build(config), {"params": tiny.params(config)}
+    apply = jax.jit(module.apply, static_argnames="train")
+    still = apply(params, x, label)
+    np.testing.assert_array_equal(still, apply(params, x, label))
+    first, second = (
+        apply(params, x, label, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1)
+    )
+    assert relative(first, still) > 1e-2
+    assert relative(first, second) > 1e-2
+
+
+def test_a_new_network_starts_at_almost_zero():
+    config, x, label = setting({"ch_mult": (1,), "attn_resolutions": ()})  # little to compile
+    params = jax.jit(lambda key: models.init_params(config, key))(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, dict(models.abstract_params(config)))
+    assert np.abs(jax.jit(models.build(config).apply)({"params": params}, x, label)).max() < 1e-3
+
+
+@pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
+def test_score_is_the_output_at_the_network_time_and_a_pytree(sde):
+    config, x, _ = setting({"sde": sde})
+    process = sde_lib.from_config(config.sde)
+    params = tiny.params(config)
+    t: Any = np.array([0.3, 0.9], np.float32)
+    score_fn = models.score_fn(config, process, params)
+    traces = []
+
+    @jax.jit
+    def call(score_fn, x, t):
+        traces.append(None)
+        return score_fn(x, t)
+
+    label = jax.vmap(process.network_time)(t)
+    output: Any = jax.jit(models.build(config).apply)({"params": params}, x, label)
+    expected = jax.vmap(process.score)(output, t)
+    np.testing.assert_allclose(call(score_fn, x, t), expected, rtol=1e-4, atol=1e-5)
+
+    # Another build, other weights and other numbers of the process: the compiled program is found again.
+    config.sde.sigma_max, config.sde.beta_max = 40.0, 19.0
+    other = models.score_fn(config, sde_lib.from_config(config.sde), tiny.params(config, seed=1))
+    assert relative(call(other, x, t), expected) > 1e-3
+    assert len(traces) == 1
+    assert len(jax.tree.leaves(score_fn)) == len(jax.tree.leaves(params)) + 4
+
+
+PUBLISHED = {
+    "ve.cifar10": 62_758_915,
+    "ve.cifar10_deep": 107_587_075,
+    "vp.cifar10": 61_804_419,
+    "vp.cifar10_deep": 106_632_579,
+    "vp.cifar10_ncsnpp": 62_693_251,
+    "vp.cifar10_ddpm": 35_218_947,
+    "subvp.cifar10": 61_804_419,
+    "subvp.cifar10_deep": 106_632_579,
+    "ve.church_256": 65_574_549,
+    "ve.bedroom_256": 65_574_549,
+    "ve.celebahq_256": 65_574_549,
+    "ve.ffhq_256": 65_574_549,
+    "ve.ffhq_1024": 105_785_896,
+}
+# Those whose network is another one's, which needs no second counting
+SAME = {"subvp.cifar10": "vp.cifar10", "subvp.cifar10_deep": "vp.cifar10_deep"}
+SAME |= {f"ve.{name}_256": "ve.church_256" for name in ("bedroom", "celebahq", "ffhq")}
+
+
+def published(name):
+    return importlib.import_module(f"configs.{name}_adaptive").get_config()
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(SAME)))
+def test_published_networks_have_their_number_of_parameters(name):
+    shapes = jax.tree.leaves(models.abstract_params(published(name)))
+    assert sum(math.prod(leaf.shape) for leaf in shapes) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_other_configs_share_a_published_network(name):
+    assert models.build(published(name)) == models.build(published(SAME[name]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "ncsn"}, r"config.model.name = 'ncsn': allowed is one of .*; did you mean"),
+        ({"dtype": "float16"}, r"config.model.dtype = 'float16': allowed is one of 'float32', 'bfloat16'"),
+        ({"resblock_type": "bigan"}, r"config.model.resblock_type = 'bigan'.*did you mean 'biggan'"),
+        ({"progressive": "skip"}, r"config.model.progressive = 'skip': allowed is one of 'none'"),
+        ({"progressive_input": "output_skip"}, r"config.model.progressive_input = 'output_skip'"),
+        (
+            {"progressive_combine": "add"},
+            r"config.model.progressive_combine = 'add': allowed is one of 'sum'",
+        ),
+        ({"embedding_type": "sine"}, r"config.model.embedding_type = 'sine': allowed is one of 'fourier'"),
+        ({"fir": True, "fir_kernel": (1, -1)}, r"config.model.fir_kernel = \(1, -1\): .*sum above zero; set"),
+        ({"dropout": 1.0}, r"config.model.dropout = 1.0: allowed is a rate in \[0, 1\)"),
+        ({"nf": 2}, r"config.model.nf = 2: allowed is a whole number >= 4"),
+        ({"ch_mult": (1,) * 5}, r"config.data.image_size = 8: allowed is a multiple of 16"),
+        ({"ch_mult": ()}, r"config.model.ch_mult = \(\): allowed is one whole number"),
+        ({"scale_by_sigma": True}, r"config.model.scale_by_sigma = True: allowed is False with"),
+        ({"sde": "ve", "scale_by_sigma": True}, r"config.model.scale_by_sigma.*'positional'.*='fourier'"),
+        ({"name": "ddpm", "nf": 48}, r"config.model.nf = 48: allowed is a multiple of 32"),
+        ({"name": "ddpm", "fir": True}, r"config.model.fir = True: allowed is False with .*'ddpm'"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(tiny.config(**options))
+
+
+def test_images_of_another_size_are_refused():
+    config, x, label = setting({})
+    with pytest.raises(ValueError, match=r"images = \(2, 4, 8, 3\): allowed is \(batch, 8, 8, 3\)"):
+        models.build(config).apply({"params": tiny.params(config)}, x[:, ::2], label)
+
+
+def test_equal_configs_give_equal_modules_whatever_holds_their_lists():
+    first, second = tiny.config(), tiny.config()
+    assert models.build(first) == models.build(second)
+    assert hash(models.build(first)) == hash(models.build(second))
+    second.model.nf = 8
+    assert models.build(first) != models.build(second)

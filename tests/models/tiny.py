@@ -1,0 +1,139 @@
+"""Networks small enough to be written out, with random weights, and published files that hold them."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.serialization import msgpack_serialize
+
+import models
+from configs.base import get_config
+from models.weights import flatten
+
+
+def config(name: str = "ncsnpp", sde: str = "vp", **options: Any) -> Any:
+    """A whole config of a network of two resolutions on 8x8 colour images."""
+    config: Any = get_config()
+    config.sde.name = sde
+    config.data.image_size = 8
+    config.data.num_channels = 3
+    config.data.centered = sde != "ve"
+    base = {"name": name, "nf": 32 if name == "ddpm" else 4, "ch_mult": (1, 2), "num_res_blocks": 1}
+    config.model.update(base | {"attn_resolutions": (4,), "fourier_scale": 2.0} | options)
+    return config
+
+
+def params(config: Any, seed: int = 0) -> dict[str, Any]:
+    """Weights in which every one matters: none zero, none large."""
+    generator = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> np.ndarray:
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 4
+        return (generator.standard_normal(leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree.map(draw, dict(models.abstract_params(config)))
+
+
+def write_jax(path: Path, ema: dict[str, Any], raw: dict[str, Any]) -> Path:
+    """A training state as Flax's msgpack, with the fields of the published ones."""
+    zeros = jax.tree.map(lambda a: {"grad_ema": np.zeros_like(a), "grad_sq_ema": np.zeros_like(a)}, raw)
+    state = {
+        "step": np.int32(7000),
+        "optimizer": {"target": {"params": raw}, "state": {"step": np.int32(7000), "param_states": zeros}},
+        "lr": 2e-4,
+        "model_state": {},
+        "ema_rate": 0.999,
+        "params_ema": ema,
+        "rng": np.zeros(2, np.uint32),
+    }
+    path.write_bytes(msgpack_serialize(state))
+    return path
+
+
+class _Storage:
+    """Stands for a tensor's bytes, by the name of their member in the archive."""
+
+    def __init__(self, key: str, type_: Any, size: int) -> None:
+        self.key, self.type, self.size = key, type_, size
+
+
+class _Tensor:
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+
+class _Pickler(pickle.Pickler):
+    """Describes tensors as PyTorch does, whose names are borrowed for the time of writing."""
+
+    def __init__(self, file: Any, torch: Any, members: dict[str, bytes]) -> None:
+        super().__init__(file, protocol=2)
+        self._torch, self._members = torch, members
+
+    def persistent_id(self, obj: Any) -> Any:
+        return ("storage", obj.type, obj.key, "cuda:0", obj.size) if isinstance(obj, _Storage) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Tensor):
+            return NotImplemented
+        # stored with its axes turned round and three numbers ahead, as a view into a larger storage would be
+        stored = np.ascontiguousarray(obj.array.transpose())
+        key = str(len(self._members))
+        self._members[key] = np.full(3, 9, np.float32).tobytes() + stored.tobytes()
+        storage = _Storage(key, self._torch.FloatStorage, stored.size + 3)
+        strides = tuple(s // 4 for s in stored.transpose().strides)
+        return self._torch._utils._rebuild_tensor_v2, (storage, 3, obj.array.shape, strides, False, {})
+
+
+def write_torch(path: Path, order: list[str], ema: dict[str, Any], raw: dict[str, Any]) -> Path:
+    """A training state as PyTorch's zip archive; ``order`` is that in which the network uses its layers."""
+    model = {"module.sigmas": _Tensor(np.linspace(50, 0.01, 10, dtype=np.float32))}
+    model |= {f"module.{name}": _Tensor(array) for name, array in _torch_names(order, raw)}
+    averaged = _torch_names(order, ema)
+    shadow = [_Tensor(array) for name, array in averaged if name != "all_modules.0.W"]
+    state = {
+        "optimizer": {"state": {0: {"step": 7000, "exp_avg": _Tensor(np.zeros(3, np.float32))}}},
+        "model": model,
+        "ema": {"decay": 0.999, "num_updates": 7000, "shadow_params": shadow},
+        "step": 7000,
+    }
+    members: dict[str, bytes] = {}
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch.FloatStorage = type("FloatStorage", (), {"__module__": "torch"})  # pyright: ignore
+    torch._utils = utils  # pyright: ignore
+    exec("def _rebuild_tensor_v2(*a): ...", utils.__dict__)
+    before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
+    sys.modules |= {"torch": torch, "torch._utils": utils}
+    try:
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open("archive/data.pkl", "w") as file:
+                _Pickler(file, torch, members).dump(state)
+            archive.writestr("archive/byteorder", "little")
+            for key, content in members.items():
+                archive.writestr(f"archive/data/{key}", content)
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name) if module is None else sys.modules.update({name: module})
+    return path
+
+
+def _torch_names(order: list[str], params: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """Parameters with PyTorch's numbering, names and order of axes."""
+    named = []
+    for number, layer in enumerate(order):
+        for place, leaf in flatten(params[layer]).items():
+            array = np.asarray(leaf)
+            *inner, name = place.split("/")
+            if array.ndim == 4:
+                array = array.transpose(3, 2, 0, 1)
+            elif name == "kernel":
+                array = array.transpose()
+            name = {"kernel": "weight", "scale": "weight"}.get(name, name)
+            named.append((".".join(["all_modules", str(number), *inner, name]), array))
+    return named
