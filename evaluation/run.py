@@ -24,7 +24,7 @@ from models.checkpoints import checkpoint_sha256
 from models.checkpoints import find as find_checkpoint
 from sde_lib.checks import require, require_count
 
-PICTURED = 60  # samples in samples.png
+PICTURED = 72  # samples in samples.png
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

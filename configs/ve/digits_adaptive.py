@@ -15,6 +15,7 @@ def get_config():
 
     # Small, 150,000 weights, for sampling on two CPU cores: resampling without convolutions, and no attention
     # but the one at the smallest size, take a third off each evaluation.
+    config.model.checkpoint = "assets/digits_ve"
     config.model.nf = 16
     config.model.ch_mult = (1, 2)
     config.model.num_res_blocks = 1

@@ -12,6 +12,7 @@ def get_config():
     config.sde.eps = 1e-3
     config.solver.first_step = 0.01
     config.solver.eps_abs = 2 / 256
+    config.model.checkpoint = "assets/digits_vp"
     config.model.embedding_type = "positional"
     config.model.sigma_data = 1.0
     config.data.centered = True
