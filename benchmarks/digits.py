@@ -4,8 +4,8 @@ python -m benchmarks.digits [--json FILE] [--sdes ve,vp] [--num_samples 1797] [-
 
 For VE and VP: Adaptive at the paper's five tolerances, and Euler–Maruyama at 1,000 steps and at each of
 Adaptive's mean evaluations. Every cell is a run of its own below the workdir, so that a killed benchmark goes
-on where it was, and two can share the work by --sdes. FID is to the 1,797 digits under the digits classifier's
-features; the first lines are of the digits themselves.
+on where it was, and two can share the work by --sdes. FID is to the 1,797 digits under the classifier of
+evaluation/digits_classifier.py; the first lines are of the digits themselves.
 """
 
 import argparse

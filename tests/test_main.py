@@ -1,0 +1,196 @@
+"""main.py as users run it: every refusal says what, the value, what was allowed and the fix."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VE = "--config=configs/ve/digits_adaptive.py"
+# as quick as a run gets: five steps a sample
+QUICK = ["--config.solver.name=euler_maruyama", "--config.solver.num_steps=5", "--config.eval.shard_size=16"]
+TIMES = ("samples_per_second", "seconds_compile", "lane_utilization")
+
+
+def command(*arguments: object) -> list[str]:
+    cache = f"--config.compilation_cache={ROOT / '.cache' / 'jax'}"
+    return [sys.executable, "main.py", *map(str, arguments), *([cache] if VE in arguments else [])]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def results(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+def figures(result: dict) -> dict:
+    return {key: value for key, value in result.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/ve/digit_adaptive.py"], "did you mean configs/ve/digits_adaptive.py?"),
+        ([VE, "--config.solver.eps_rell=0.1"], 'Did you mean "eps_rel" instead of "eps_rell"?'),
+        ([VE, "--config.solver.eps_rel=small"], "--config.solver.eps_rel=small: could not convert"),
+        ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
+        (
+            [VE, "--config.solver.eps_rel=0"],
+            "config.solver.eps_rel = 0.0: allowed is a number > 0; set eps_rel",
+        ),
+        ([VE, "--config.eval.num_samples=0"], "config.eval.num_samples = 0: allowed is a whole number >= 1;"),
+        ([VE, "--config.eval.batch_size=-1"], "config.eval.batch_size = -1: allowed is a whole number >= 1;"),
+        (
+            [VE, "--config.sde.sigma_min=9"],
+            "config.sde.sigma_min = 9.0: allowed is a level below sigma_max = 5.0",
+        ),
+        ([VE, "--config.solver.name=adaptiv"], "did you mean 'adaptive'?"),
+        (
+            [VE, "--mode=evl"],
+            "--mode = 'evl': allowed is one of 'eval', 'sample', 'train', 'convert'; did you",
+        ),
+        ([VE, "extra"], "arguments = ['extra']: allowed is flags only;"),
+        ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),
+        (
+            ["--mode=eval"],
+            "--config = None: allowed is a file of configs/; such as configs/ve/digits_adaptive.py",
+        ),
+        (
+            [VE, "--mode=convert"],
+            "--checkpoint = '': allowed is the checkpoint to convert; add --checkpoint=PATH",
+        ),
+        ([VE, "--checkpoint=assets/digits_vp"], "assets/digits_vp"),
+        ([VE, "--config.model.nf=32"], "assets/digits_ve"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(arguments, message, tmp_path):
+    refused = run(*arguments, f"--workdir={tmp_path}/new")
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("main.py: ")
+    assert "Traceback" not in refused.stderr
+    assert not list(tmp_path.glob("new/samples/*"))
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    shutil.copytree(ROOT / "assets" / "digits_ve", tmp_path / "checkpoint")
+    largest = max((tmp_path / "checkpoint").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    largest.write_bytes(largest.read_bytes()[:-1000])
+    refused = run(VE, *QUICK, f"--checkpoint={tmp_path}/checkpoint", f"--workdir={tmp_path}/new")
+    assert refused.returncode == 2
+    assert "checkpoint" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run of 24 samples."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run(VE, *QUICK, "--config.eval.num_samples=24", f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_results_samples_and_a_picture(workdir):
+    (result,) = results(workdir)
+    assert result["num_samples"] == 24
+    assert result["nfe_mean"] == result["nfe_max"] == 6
+    assert result["nfe_lockstep"] == 5  # the published convention leaves out the denoising
+    assert result["failed"] == 0
+    assert result["fid"] > 0
+    assert result["is_mean"] >= 1
+    for key in ("config_hash", "git_commit", "checkpoint_sha256", "features", "devices", "versions"):
+        assert key in result
+    assert result["lane_utilization"] == 1.0
+    assert result["samples_per_second"] > 0
+    assert (workdir / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((workdir / "samples").glob("shard_*.npz"))) == 2
+
+
+def test_a_second_run_computes_nothing(workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    again = run(VE, *QUICK, "--config.eval.num_samples=24", f"--workdir={workdir}")
+    assert again.returncode == 0
+    assert "sampling" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_more_samples_add_only_what_is_missing(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    more = run(VE, *QUICK, "--config.eval.num_samples=40", f"--workdir={copy}")
+    assert more.returncode == 0, more.stderr
+    assert "/16 [" in more.stderr  # the bar of the samples that were missing
+    assert [result["num_samples"] for result in results(copy)] == [24, 40]
+
+
+def test_a_workdir_of_another_config_is_refused(workdir):
+    before = results(workdir)
+    refused = run(VE, *QUICK, "--config.solver.num_steps=6", f"--workdir={workdir}")
+    assert refused.returncode == 2
+    assert "solver.num_steps = 6 here, 5 there" in refused.stderr
+    assert "take another --workdir" in refused.stderr
+    assert results(workdir) == before
+
+
+def test_a_disk_that_refuses_a_write_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused = run(VE, *QUICK, "--config.eval.num_samples=24", f"--workdir={tmp_path}/file")
+    assert refused.returncode == 2
+    assert f"{tmp_path}/file" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_killed_run_goes_on_to_the_same_figures(tmp_path):
+    settings = [
+        VE,
+        "--config.solver.eps_rel=0.5",
+        "--config.eval.num_samples=96",
+        "--config.eval.shard_size=8",
+    ]
+    settings += ["--config.eval.batch_size=16"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(*settings, f"--workdir={whole}").returncode == 0
+
+    process = subprocess.Popen(command(*settings, f"--workdir={killed}"), cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(killed.glob("samples/shard_*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in killed.glob("samples/shard_*.npz")}
+    assert kept
+
+    assert run(*settings, f"--workdir={killed}").returncode == 0
+    assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
+    assert figures(results(killed)[-1]) == figures(results(whole)[-1])
+
+
+def test_sample_mode_needs_no_features(tmp_path):
+    done = run(VE, *QUICK, "--mode=sample", "--config.eval.num_samples=3", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result["fid"] is None
+    assert result["nfe_mean"] == 6
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_and_sampled_from(tmp_path):
+    training = ["--config.training.num_steps=4", "--config.training.snapshot_every=4"]
+    trained = run(VE, "--mode=train", *training, *QUICK, f"--workdir={tmp_path}/train")
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = trained.stdout.splitlines()[0]
+    assert list((tmp_path / "train" / "snapshots").glob("*.png"))
+    sampled = run(
+        VE, *QUICK, f"--checkpoint={checkpoint}", "--config.eval.num_samples=24", f"--workdir={tmp_path}/run"
+    )
+    assert sampled.returncode == 0, sampled.stderr
