@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="configs/ve/cifar10_adaptive.py")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)  # what the inner process is asked
@@ -79,7 +79,8 @@ def write_training_state(config: Any, path: Path) -> None:
 
     def array(shape: tuple[int, ...]) -> bytes:
         data = generator.standard_normal(shape, np.float32) * np.float32(0.02)
-        return packer.pack_ext_type(1, msgpack.packb((shape, "float32", data.tobytes()), use_bin_type=True))
+        content = msgpack.packb((shape, "float32", data.tobytes()), use_bin_type=True)
+        return packer.pack_ext_type(1, content)
 
     with path.open("wb") as file:
 

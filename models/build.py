@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,12 @@ def init_params(config: Any, key: PRNGKeyArray) -> Params:
 
 def abstract_params(config: Any) -> Params:
     """The parameters' shapes as ``jax.ShapeDtypeStruct``, at no cost; modules in the order of their use."""
-    module = build(config)
+    module: Any = build(config)  # hashable, which a flax module's type does not say
+    return dict(_abstract_params(module))
+
+
+@functools.lru_cache
+def _abstract_params(module: Network) -> Params:
     order: list[str] = []
 
     def init(key: PRNGKeyArray) -> Params:

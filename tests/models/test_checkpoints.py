@@ -121,9 +121,10 @@ def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path
 def test_the_config_names_the_checkpoint_unless_the_call_does(made):
     config, ema, _, paths = made
     score_fn = models.load_score_fn(config, paths["own"])
-    x, t = np.zeros((2, 8, 8, 3), np.float32), np.float32([0.1, 0.9])
+    x, t = np.zeros((2, 8, 8, 3), np.float32), np.array([0.1, 0.9], np.float32)
     direct = models.score_fn(config, sde_lib.from_config(config.sde), ema)
-    np.testing.assert_array_equal(score_fn(x, t), direct(x, t))
+    call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
+    np.testing.assert_array_equal(call(score_fn, x, t), call(direct, x, t))
     config = config.copy_and_resolve_references()
     with pytest.raises(ValueError, match=r"config.model.checkpoint = None: .*--mode=train, or name one with"):
         models.load_score_fn(config)
@@ -258,7 +259,7 @@ def test_the_walk_over_msgpack_reads_what_flax_wrote(tmp_path):
     read = weights.read(weights.shapes)
     expected = msgpack_restore(path.read_bytes())["params_ema"]
     assert weights.metadata == {"step": 3}
-    assert list(read) == [f"layer {i}/w" for i in range(20)]
+    assert set(read) == {f"layer {i}/w" for i in range(20)}
     for name, array in read.items():
         np.testing.assert_array_equal(array, expected[name.removesuffix("/w")]["w"])
 
@@ -278,13 +279,11 @@ class _Import:
 
 def test_a_pickle_that_imports_something_else_is_refused_by_name_and_not_run(made, tmp_path):
     mark = tmp_path / "was run"
-    for content, name in ((_Bomb(mark), r"pathlib.*Path|builtins\.getattr"), (_Import(), r"builtins\.eval")):
+    for content, name in ((_Bomb(mark), "getattr"), (_Import(), "eval")):  # Path.touch is found by getattr
         path = tmp_path / "x.pth"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps({"model": content}, protocol=2))
-        with pytest.raises(
-            ValueError, match=rf"wants to import .*({name}|__builtin__\.eval).*nothing was run"
-        ):
+        with pytest.raises(ValueError, match=rf"wants to import __builtin__\.{name}; .*nothing was run"):
             models.restore_params(path, made[0])
     assert not mark.exists()
 
