@@ -65,7 +65,7 @@ def restore(config: str, path: Path) -> dict[str, float]:
 
 
 def write_training_state(config: Any, path: Path) -> None:
-    """A file as the published training wrote it, array by array: the weights, two moments of Adam, the averages."""
+    """A file as the published training wrote it: the weights, two moments of Adam, the averages."""
     import msgpack
     import numpy as np
 
