@@ -1,6 +1,7 @@
-"""NCSN++ on LSUN bedrooms at 256x256, VE.
+r"""NCSN++ on LSUN bedrooms at 256x256, VE.
 
-python main.py --config=configs/ve/bedroom_256_adaptive.py --checkpoint=checkpoints/ve/bedroom_ncsnpp_continuous/checkpoint_127
+python main.py --config=configs/ve/bedroom_256_adaptive.py \
+    --checkpoint=checkpoints/ve/bedroom_ncsnpp_continuous/checkpoint_127
 
 No FID is published for it with this solver.
 """

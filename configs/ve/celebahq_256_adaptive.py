@@ -1,6 +1,7 @@
-"""NCSN++ on CelebA-HQ at 256x256, VE.
+r"""NCSN++ on CelebA-HQ at 256x256, VE.
 
-python main.py --config=configs/ve/celebahq_256_adaptive.py --checkpoint=checkpoints/ve/celebahq_256_ncsnpp_continuous/checkpoint_48.pth
+python main.py --config=configs/ve/celebahq_256_adaptive.py \
+    --checkpoint=checkpoints/ve/celebahq_256_ncsnpp_continuous/checkpoint_48.pth
 
 No FID is published for it with this solver.
 """

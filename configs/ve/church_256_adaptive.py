@@ -1,9 +1,12 @@
-"""NCSN++ on LSUN churches at 256x256, VE: FID 25.67 at 1104 evaluations a sample (eps_rel 0.01), 26.46 at 1030 (0.02).
+r"""NCSN++ on LSUN churches at 256x256, VE.
 
-python main.py --config=configs/ve/church_256_adaptive.py --checkpoint=checkpoints/ve/church_ncsnpp_continuous/checkpoint_126
+Published: FID 25.67 at 1104 evaluations a sample (eps_rel 0.01), 26.46 at 1030 (0.02).
 
-The published figures are of arXiv 2105.14080, Table 2, over 5,000 samples and with other Inception features than on
-CIFAR-10. The network is that of all data sets at 256x256.
+python main.py --config=configs/ve/church_256_adaptive.py \
+    --checkpoint=checkpoints/ve/church_ncsnpp_continuous/checkpoint_126
+
+The published figures are of arXiv 2105.14080, Table 2, over 5,000 samples and with other
+Inception features than on CIFAR-10. The network is that of all data sets at 256x256.
 """
 
 from configs.base import get_config as base_config

@@ -1,6 +1,7 @@
-"""NCSN++ on FFHQ at 1024x1024, VE.
+r"""NCSN++ on FFHQ at 1024x1024, VE.
 
-python main.py --config=configs/ve/ffhq_1024_adaptive.py --checkpoint=checkpoints/ve/ffhq_1024_ncsnpp_continuous/checkpoint_60.pth
+python main.py --config=configs/ve/ffhq_1024_adaptive.py \
+    --checkpoint=checkpoints/ve/ffhq_1024_ncsnpp_continuous/checkpoint_60.pth
 
 No FID is published for it with this solver.
 """

@@ -1,9 +1,10 @@
-"""NCSN++ on FFHQ at 256x256, VE: FID 15.67 at 643 evaluations a sample (eps_rel 0.02).
+r"""NCSN++ on FFHQ at 256x256, VE: FID 15.67 at 643 evaluations a sample (eps_rel 0.02).
 
-python main.py --config=configs/ve/ffhq_256_adaptive.py --checkpoint=checkpoints/ve/ffhq_256_ncsnpp_continuous/checkpoint_48.pth
+python main.py --config=configs/ve/ffhq_256_adaptive.py \
+    --checkpoint=checkpoints/ve/ffhq_256_ncsnpp_continuous/checkpoint_48.pth
 
-The published figure is of arXiv 2105.14080, Table 2, over 5,000 samples and with other Inception features than on
-CIFAR-10.
+The published figure is of arXiv 2105.14080, Table 2, over 5,000 samples and with other
+Inception features than on CIFAR-10.
 """
 
 from configs.ve.church_256_adaptive import get_config as church_config

@@ -1,6 +1,7 @@
-"""The original DDPM network on CIFAR-10, VP.
+r"""The original DDPM network on CIFAR-10, VP.
 
-python main.py --config=configs/vp/cifar10_ddpm_adaptive.py --checkpoint=checkpoints/vp/cifar10_ddpm_continuous/checkpoint_8
+python main.py --config=configs/vp/cifar10_ddpm_adaptive.py \
+    --checkpoint=checkpoints/vp/cifar10_ddpm_continuous/checkpoint_8
 
 No FID is published for it with this solver; 3.69 with the probability-flow ODE (arXiv 2011.13456, Table 2).
 """
