@@ -20,8 +20,7 @@ from evaluation.fid import Moments
 from evaluation.files import make_folder
 from evaluation.inception_score import require_enough
 from evaluation.samples import Samples, SampleStore, to_uint8
-from models.checkpoints import checkpoint_sha256
-from models.checkpoints import find as find_checkpoint
+from models import checkpoints
 from sde_lib.checks import require, require_count
 
 PICTURED = 72  # samples in samples.png
@@ -34,7 +33,8 @@ class Run:
     Attributes:
         config: see configs/base.py.
         name: of the config, for pictures and default folders.
-        checkpoint: the weights.
+        checkpoint: the weights' path.
+        weights: which they are: name, SHA-256, and those of the file that they were converted from.
         sde, solver: made from the config.
         identity, config_hash: of everything that determines the samples.
     """
@@ -42,6 +42,7 @@ class Run:
     config: Any
     name: str
     checkpoint: Path
+    weights: dict[str, Any]
     sde: sde_lib.SDE
     solver: solvers.Solver
     identity: dict[str, Any]
@@ -85,13 +86,14 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
         "the path of a checkpoint",
         "name one with --checkpoint=PATH, or make one with --mode=train",
     )
-    path = find_checkpoint(given)
-    sha256 = checkpoint_sha256(path)
+    weights = checkpoints.identity(given)
+    sha256 = weights["checkpoint_sha256"]
     identity, config_hash = results.config_identity(config, sde=sde, solver=solver, checkpoint_sha256=sha256)
     return Run(
         config=config,
         name=name,
-        checkpoint=path,
+        checkpoint=checkpoints.find(given),
+        weights=weights,
         sde=sde,
         solver=solver,
         identity=identity,
@@ -140,6 +142,7 @@ def sample_and_evaluate(
         network=network,
         reference=reference,
     )
+    solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
     result = results.Result(
         config_hash=run.config_hash,
         checkpoint_sha256=run.identity["checkpoint_sha256"],
@@ -148,7 +151,7 @@ def sample_and_evaluate(
         reference=None if reference is None else reference.name,
         devices=results.devices(),
         versions=results.versions(),
-        extra={"config": run.name} | {key: run.identity[key] for key in run.identity if key[:6] == "solver"},
+        extra={"config": run.name, **solver, **run.weights},
         **measured,
         **cost,
     )

@@ -45,24 +45,24 @@ def figures(result: dict) -> dict:
         ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
         (
             [VE, "--config.solver.eps_rel=0"],
-            "config.solver.eps_rel = 0.0: allowed is a number > 0; set eps_rel",
+            "config.solver.eps_rel = 0.0: allowed is a number > 0; set",
         ),
         ([VE, "--config.eval.num_samples=0"], "config.eval.num_samples = 0: allowed is a whole number >= 1;"),
         ([VE, "--config.eval.batch_size=-1"], "config.eval.batch_size = -1: allowed is a whole number >= 1;"),
         (
             [VE, "--config.sde.sigma_min=9"],
-            "config.sde.sigma_min = 9.0: allowed is a level below sigma_max = 5.0",
+            "sde.sigma_min = 9.0: allowed is a level below sigma_max = 5.0",
         ),
         ([VE, "--config.solver.name=adaptiv"], "did you mean 'adaptive'?"),
         (
             [VE, "--mode=evl"],
-            "--mode = 'evl': allowed is one of 'eval', 'sample', 'train', 'convert'; did you",
+            "--mode = 'evl': allowed is one of 'eval', 'sample', 'train', 'convert';",
         ),
         ([VE, "extra"], "arguments = ['extra']: allowed is flags only;"),
         ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),
         (
             ["--mode=eval"],
-            "--config = None: allowed is a file of configs/; such as configs/ve/digits_adaptive.py",
+            "--config = None: allowed is a file of configs/; such as configs/",
         ),
         (
             [VE, "--mode=convert"],
@@ -84,10 +84,11 @@ def test_bad_input_is_refused_in_a_line(arguments, message, tmp_path):
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     shutil.copytree(ROOT / "assets" / "digits_ve", tmp_path / "checkpoint")
     largest = max((tmp_path / "checkpoint").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    largest.write_bytes(largest.read_bytes()[:-1000])
+    content = largest.read_bytes()
+    largest.write_bytes(content[: len(content) // 2])
     refused = run(VE, *QUICK, f"--checkpoint={tmp_path}/checkpoint", f"--workdir={tmp_path}/new")
     assert refused.returncode == 2
-    assert "checkpoint" in refused.stderr.splitlines()[-1]
+    assert f"checkpoint {tmp_path}/checkpoint: allowed is a whole folder" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
 
 
@@ -137,8 +138,7 @@ def test_a_workdir_of_another_config_is_refused(workdir):
     before = results(workdir)
     refused = run(VE, *QUICK, "--config.solver.num_steps=6", f"--workdir={workdir}")
     assert refused.returncode == 2
-    assert "solver.num_steps = 6 here, 5 there" in refused.stderr
-    assert "take another --workdir" in refused.stderr
+    assert "config.solver.num_steps = 6 (there 5); give another --workdir" in refused.stderr
     assert results(workdir) == before
 
 

@@ -12,7 +12,7 @@ from tests.problems import SDES, Gaussian
 TIMES = np.array([1e-3, 0.01, 0.1, 0.3, 0.7, 1.0], np.float32)
 
 
-@pytest.fixture(params=SDES.values(), ids=SDES.keys())
+@pytest.fixture(params=SDES.values(), ids=list(SDES))
 def sde(request):
     return request.param
 
@@ -105,7 +105,7 @@ def test_processes_are_pytrees_that_recompile_for_no_value():
     compiled = jax.jit(lambda sde, t: sde.marginal(t))
     for sigma_max in (50.0, 380.0):
         compiled(VESDE(sigma_max=sigma_max), 0.5)
-    assert compiled._cache_size() == 1
+    assert compiled._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
