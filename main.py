@@ -63,7 +63,8 @@ def measure(prepared, **measures) -> None:
 
     workdir = Path(WORKDIR.value or default_workdir(prepared.config_hash[:8]))
     result = run.sample_and_evaluate(prepared, workdir, **measures)
-    print(f"{prepared.title}\n{run.summary(result)}\n{workdir}/results.jsonl  {workdir}/samples.png")
+    files = f"{workdir}/results.jsonl  {workdir}/samples.png"
+    print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
 
 
 def train() -> None:
@@ -114,14 +115,14 @@ def default_workdir(last: str) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with every refusal in one line that says what to write instead."""
+    for path in (argument.partition("=")[2] for argument in argv if argument.startswith("--config=")):
+        if not Path(path).is_file():
+            known = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/*/[!_]*.py"))
+            near = difflib.get_close_matches(path, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"such as {DEFAULT_CONFIG}"
+            refuse(f"--config = {path!r}: there is no such file; allowed is a file of configs/: {fix}")
     try:
         return flags.FLAGS(argv)
-    except OSError:
-        path = next(a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config=")))
-        known = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/*/[!_]*.py"))
-        near = difflib.get_close_matches(path, known, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"such as {DEFAULT_CONFIG}"
-        refuse(f"--config = {path!r}: there is no such file; allowed is a file of configs/: {fix}")
     except (KeyError, AttributeError) as error:  # how ml_collections says that a config has no such key
         said = error.args[0]
         text = (said.args[0] if isinstance(said, KeyError) else str(said)).replace("\n", ": ")

@@ -217,6 +217,16 @@ def snapshot(config: Any, *, name: str, folder: Path) -> Callable[[int, solvers.
     return save
 
 
+def cost(result: dict[str, Any]) -> str:
+    """What the sampling of a result took, in a line for people."""
+    if result["samples_per_second"] is None:
+        return "nothing was missing"
+    return (
+        f"compiled in {result['seconds_compile']:.1f} s, then {result['samples_per_second']:.1f} samples/s, "
+        f"lane utilization {result['lane_utilization']:.3f}"
+    )
+
+
 def summary(result: dict[str, Any]) -> str:
     """A result in a line for people."""
     parts = []
