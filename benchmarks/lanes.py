@@ -9,6 +9,8 @@ networks, as loops compiled beforehand. On an exact score the samples of both ar
 """
 
 import argparse
+import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from configs.vp.digits_adaptive import get_config as vp_config
 from solvers.noise import sample_key
 
 SHAPE = (8, 8, 1)
-REPEATS = 3
+REPEATS = 2
 
 
 def main() -> None:
@@ -49,8 +51,10 @@ def main() -> None:
         assert isinstance(solver, solvers.Adaptive)
         network = models.load_score_fn(config)
         for score, score_fn in (("network", network), ("exact", jax.tree_util.Partial(gaussian_score, sde))):
-            lanes = timed(lambda f=score_fn, s=sde, m=solver: continuous(f, s, m, count, size))
-            batches = timed(lambda f=score_fn, s=sde, m=solver: lockstep(f, s, m, count, size))
+            ways = [
+                functools.partial(way, score_fn, sde, solver, size=size) for way in (continuous, lockstep)
+            ]
+            lanes, batches = timed(ways, count, size)
             # the best of several: what disturbs a run only ever makes it slower
             (lanes_calls, lanes_x), lanes_seconds = lanes
             (batches_calls, batches_x), batches_seconds = batches
@@ -88,17 +92,21 @@ def gaussian_score(sde: Any, x: jax.Array, t: jax.Array) -> jax.Array:
     return jax.vmap(score)(x, t)
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of ``run``, and its shortest time after a first one that compiles."""
-    result, seconds = run(), []
+def timed(ways: list[Callable[..., Any]], count: int, size: int) -> list[tuple[Any, float]]:
+    """For each way, its result for ``count`` samples and its shortest time, the ways taking turns."""
+    for way in ways:
+        way(size)  # compiles
+    results: list[Any] = [None] * len(ways)
+    seconds = [math.inf] * len(ways)
     for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return result, min(seconds)
+        for i, way in enumerate(ways):
+            start = time.perf_counter()
+            results[i] = way(count)
+            seconds[i] = min(seconds[i], time.perf_counter() - start)
+    return list(zip(results, seconds, strict=True))
 
 
-def continuous(score_fn: Any, sde: Any, solver: Any, count: int, size: int) -> tuple[int, np.ndarray]:
+def continuous(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -> tuple[int, np.ndarray]:
     """(network calls, samples) of the driver."""
     solution = solvers.sample(
         score_fn, sde, solver, key=jax.random.key(0), shape=SHAPE, num_samples=count, batch_size=size
@@ -106,44 +114,41 @@ def continuous(score_fn: Any, sde: Any, solver: Any, count: int, size: int) -> t
     return solution.network_calls, solution.x
 
 
-def lockstep(score_fn: Any, sde: Any, solver: Any, count: int, size: int) -> tuple[int, np.ndarray]:
+def lockstep(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -> tuple[int, np.ndarray]:
     """(network calls, samples) of one batch after the other."""
     calls, samples = 0, []
     for start in range(0, count, size):
         ids = jnp.arange(start, start + size, dtype=jnp.uint32)
-        iterations, x = lockstep_batch(score_fn, sde, solver, ids)
-        calls += 2 * int(iterations) + 1
+        calls_of_batch, x = lockstep_batch(score_fn, sde, solver, ids)
+        calls += int(calls_of_batch)
         samples.append(np.asarray(x))
     return calls, np.concatenate(samples)
 
 
 @jax.jit
 def lockstep_batch(score_fn: Any, sde: Any, solver: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(iterations of two network calls each, samples) of one batch, until its slowest sample is done."""
+    """(network calls, samples) of one batch, until its slowest sample is done and all are denoised."""
     keys = jax.vmap(lambda i: sample_key(jax.random.key(0), i))(ids)
     states = jax.vmap(lambda key: solver.init(sde, key, SHAPE, jnp.float32))(keys)
 
-    def stage(states: Any, second: bool) -> Any:
+    def call(carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
+        states, second_stage, calls = carry
         x, t = jax.vmap(solver.ask)(states)
         told = jax.vmap(solver.tell, (None, 0, 0))(sde, states, score_fn(x, t))
-        # after a rejection the first stage is evaluated again, and that score is known already
-        moves = (states.second_stage == second) & (states.status == solvers.Status.RUNNING)
+        # the stages take turns: a lane that was rejected has to wait while the others are in the first
+        moves = (states.second_stage == second_stage) & (states.status == solvers.Status.RUNNING)
 
         def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(moves.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(chosen, told, states)
+        return jax.tree.map(chosen, told, states), ~second_stage, calls + 1
 
-    def iterate(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        states, iterations = carry
-        return stage(stage(states, second=False), second=True), iterations + 1
-
-    def running(carry: tuple[Any, jax.Array]) -> jax.Array:
+    def running(carry: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
         return jnp.any(carry[0].status == solvers.Status.RUNNING)
 
-    states, iterations = jax.lax.while_loop(running, iterate, (states, jnp.int32(0)))
+    states, _, calls = jax.lax.while_loop(running, call, (states, jnp.bool_(False), jnp.int32(0)))
     score = score_fn(states.x, states.t)
-    return iterations, jax.vmap(sde_lib.denoise, (None, 0, 0, 0))(sde, states.x, states.t, score)
+    return calls + 1, jax.vmap(sde_lib.denoise, (None, 0, 0, 0))(sde, states.x, states.t, score)
 
 
 if __name__ == "__main__":
