@@ -128,7 +128,7 @@ def train(images: UInt8[np.ndarray, "n 8 8 1"], labels: Int[np.ndarray, " n"]) -
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    params = network.init(root, images[:1])["params"]
+    params = network.init(root, jnp.asarray(images[:1]))["params"]
     state = optimizer.init(params)
     for number in range(NUM_STEPS):
         params, state, value = step(params, state, jnp.asarray(number))

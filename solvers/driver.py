@@ -133,8 +133,7 @@ def sample(
         shape: of one sample.
         num_samples: how many, with ids 0 to num_samples − 1.
         sample_ids: which, instead of ``num_samples``; unsigned 32-bit.
-        batch_size: lanes; at most one a sample is used, and at least two (one alone compiles to other
-            arithmetic).
+        batch_size: lanes; at most one a sample is used.
         denoise: end with one Tweedie step, one more evaluation.
         max_evaluations: a sample that needs more ends with ``Status.MAX_EVALUATIONS``.
         dtype: of the solver's state.
@@ -205,8 +204,8 @@ def stream(
 ) -> Iterator[Solution]:
     """Yields samples as they finish, in no fixed order; memory stays flat for any number of them.
 
-    As ``sample``, with exactly ``lanes`` lanes (two for one), so that a network's kernels, which can differ
-    by batch shape, are the same ones however many ids are left.
+    As ``sample``, with exactly ``lanes`` lanes, so that a network's kernels, which can differ by batch shape,
+    are the same ones however many ids are left: a run that was cut short and goes on ends with the same bits.
     """
     ids = _checked_ids(sample_ids)
     require_count(lanes=lanes, max_evaluations=max_evaluations)
