@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -47,8 +45,9 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:>16}  {value:10.2f}")
     if arguments.json:
-        machine = f"{os.cpu_count()} x {platform.machine()}, {platform.platform()}"
-        arguments.json.write_text(json.dumps({"figures": figures, "machine": machine}, indent=1))
+        from benchmarks.report import write_json
+
+        write_json(arguments.json, figures)
 
 
 def restore(config: str, path: Path) -> dict[str, float]:
