@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, reverse_drift
 from sde_lib.checks import is_known, require_count
+from solvers.grids import Grid, UniformTime, grid_time
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 
@@ -29,16 +30,18 @@ class EulerMaruyamaState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EulerMaruyama:
-    """Steps uniform in t from T to eps; one evaluation a step.
+    """One evaluation a step.
 
     Attributes:
         num_steps: how many; another number does not recompile.
+        grid: where they end; uniform in t there.
 
     Raises:
         ValueError: for fewer than one step, or not a whole number.
     """
 
     num_steps: int | Count = 1000
+    grid: Grid = UniformTime()
 
     evaluations_per_step: ClassVar[int] = 1
 
@@ -62,10 +65,7 @@ class EulerMaruyama:
     def tell(self, sde: SDE, state: EulerMaruyamaState, score: Sample) -> EulerMaruyamaState:
         x, t = state.x, state.t
         done = state.accepted + 1
-        last = done >= self.num_steps
-        # each time is made from its step's number, so that rounding does not add up; the last is eps itself
-        fraction = done.astype(t.dtype) / self.num_steps
-        t_next = jnp.where(last, sde.eps, sde.T - fraction * (sde.T - sde.eps)).astype(t.dtype)
+        t_next = grid_time(self.grid, sde, done, self.num_steps, t.dtype)
         h = t - t_next
         z = standard_normal(state.key, done, x.shape, x.dtype)
         # x ← x − h [f(x, t) − g(t)² s(x, t)] + g(t) √h z
@@ -74,6 +74,6 @@ class EulerMaruyama:
             state,
             x=x_next.astype(x.dtype),
             t=t_next,
-            status=jnp.where(last, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
             accepted=done,
         )

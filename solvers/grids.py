@@ -1,0 +1,79 @@
+"""Time grids as data: where the fixed-step solvers stop on their way from T to eps.
+
+A grid places the share i/n of n steps; ``grid_time`` turns a step's number into its time, exact at both ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sde_lib import SDE
+from sde_lib.checks import require_positive
+
+Scalar = float | Float[Array, ""]
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """A frozen dataclass pytree that spreads steps over [eps, T]."""
+
+    def time(self, sde: SDE, fraction: Scalar) -> Any:
+        """The time at which this fraction of the steps is done: T at 0, falling to eps at 1."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformTime:
+    """Uniform in t (Song et al., arXiv 2011.13456)."""
+
+    def time(self, sde: SDE, fraction: Scalar) -> Any:
+        return sde.T - fraction * (sde.T - sde.eps)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformLogSNR:
+    """Uniform in lambda = log(alpha/sigma) (Lu et al., arXiv 2206.00927, section 3)."""
+
+    def time(self, sde: SDE, fraction: Scalar) -> Any:
+        begin, end = sde.log_snr(sde.T), sde.log_snr(sde.eps)
+        return sde.inverse_log_snr(begin + fraction * (end - begin))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rho:
+    """Uniform in (sigma/alpha)^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5).
+
+    Attributes:
+        rho: how closely the steps crowd at low noise; 7 there.
+
+    Raises:
+        ValueError: for a rho that is not above zero.
+    """
+
+    rho: Scalar = 7.0
+
+    def __post_init__(self) -> None:
+        require_positive(rho=self.rho)
+
+    def time(self, sde: SDE, fraction: Scalar) -> Any:
+        begin, end = (jnp.exp(-sde.log_snr(t) / self.rho) for t in (sde.T, sde.eps))
+        return sde.inverse_log_snr(-self.rho * jnp.log(begin + fraction * (end - begin)))
+
+
+def grid_time(
+    grid: Grid, sde: SDE, step: Int[Array, ""], num_steps: int | Int[Array, ""], dtype: Any
+) -> Float[Array, ""]:
+    """The time after ``step`` of ``num_steps`` steps; T and eps themselves at the ends and beyond.
+
+    Made from the step's number, so that rounding does not add up.
+    """
+    inside = grid.time(sde, jnp.asarray(step, dtype) / num_steps)
+    return jnp.where(step <= 0, sde.T, jnp.where(step >= num_steps, sde.eps, inside)).astype(dtype)
