@@ -3,7 +3,8 @@
 An own checkpoint is a folder with the items ``params_ema`` (the averaged weights, all that sampling needs)
 and ``metadata`` (JSON: what the weights are of and where they come from), and in a training also
 ``training_state`` (``params``, the weights as trained, among others). Orbax writes to a temporary folder
-and renames it: a checkpoint is whole or not there. Nothing in it is pickled.
+and renames it: a checkpoint is whole or not there. ``sizes.json`` beside the items tells a copy that was
+cut short. Nothing in it is pickled.
 
 The format of a checkpoint is told by looking inside, never by its name.
 """
@@ -28,6 +29,7 @@ from sde_lib import from_config
 from sde_lib.checks import require
 
 KIND = "this project's format"
+SIZES = "sizes.json"  # of a checkpoint's files, in bytes
 ROOT = Path(__file__).resolve().parent.parent
 
 # Settings of a network that may differ between its training and its use
@@ -82,6 +84,7 @@ def save(
     # Notes of where this was written to, which serve no local file system and would be untrue of a copy
     for note in path.rglob("commit_success.txt"):
         note.unlink()
+    (path / SIZES).write_text(json.dumps(_sizes(path)))
     return path
 
 
@@ -254,6 +257,28 @@ def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
     )
 
 
+def require_whole(path: Path) -> None:
+    """Refuses a folder of which a file is missing or of another size than when it was written.
+
+    Orbax would find out too, but at its own pace: what it had begun to read goes on failing for a while.
+    """
+    if not (path / SIZES).is_file():
+        return  # killed just before it was written, or not ours to tell
+    try:
+        written = json.loads((path / SIZES).read_text())
+        found = _sizes(path)
+        for name, size in written.items():
+            if found.get(name) != size:
+                raise ValueError(f"{name} has {found.get(name, 'no')} of {size} bytes")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != SIZES)
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+
+
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((path / "metadata" / "metadata").read_text())
@@ -282,6 +307,7 @@ def _open_own(path: Path, *, raw: bool) -> Weights:
         f"one with the item {item!r} for raw weights; this one was made for sampling",
         "take the averaged weights, or a checkpoint of the training itself",
     )
+    require_whole(path)
     metadata = _read_metadata(path)
     try:
         tree: Any = ocp.StandardCheckpointHandler().metadata(_epath(folder))

@@ -52,6 +52,7 @@ def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[st
     finished = _newest_first(folder)
     for path in finished:
         try:
+            checkpoints.require_whole(path)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(path, ocp.args.Composite(**items))
         except Exception as error:  # orbax has no class of its own for a damaged checkpoint
