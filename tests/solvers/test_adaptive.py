@@ -1,17 +1,19 @@
 """The paper's solver: one step against reference arrays, and its promises step by step."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import solvers.adaptive
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from solvers import Adaptive, Status
-from solvers.adaptive import Norm
+from solvers.adaptive import KNOWN_POINTS, KnownPath, Norm
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
 REFERENCE_SDES = {"ve": VESDE(), "ve_380": VESDE(sigma_max=380.0), "vp": VPSDE(), "subvp": SubVPSDE()}
@@ -116,6 +118,120 @@ def test_redrawn_noise_changes_with_each_try_and_held_noise_does_not():
         assert np.array_equal(states[1].z, states[2].z) == (policy == "hold")
 
 
+def known(*points):
+    """A path of one number with B(s) = value for these (s, value)."""
+    path = KnownPath.unknown(jnp.zeros(1))
+    for distance, value in points:
+        path = path.with_point(jnp.float32(distance), jnp.full(1, value, jnp.float32))
+    return path
+
+
+def law(path, h):
+    """(mean, standard deviation) of what is drawn at h."""
+    mean, one_off = (path.draw(jnp.float32(h), jnp.full(1, z)) for z in (0.0, 1.0))
+    return float(mean[0]), float((one_off - mean)[0])
+
+
+@pytest.mark.parametrize(
+    ("h", "mean", "variance"),
+    [
+        (0.5, 0.5 * 2, 0.5 * 0.5),  # h (1 − h) before B(1) = 2
+        (1.0, 2.0, 0.0),
+        (1.5, 2 + 0.25 * (-3 - 2), 0.5 * 1.5 / 2),  # between 1 and B(3) = −3
+        (3.0, -3.0, 0.0),
+        (4.5, -3.0, 1.5),  # past all that is known
+    ],
+)
+def test_a_step_over_known_path_draws_from_the_bridge(h, mean, variance):
+    assert law(known((3, -3), (1, 2)), h) == pytest.approx((mean, np.sqrt(variance)), abs=1e-6)
+
+
+def test_a_path_that_nothing_is_known_of_is_free():
+    assert law(known(), 0.25) == (0, 0.5)
+
+
+def test_a_step_taken_leaves_what_lies_ahead_of_it():
+    path = known((1, 2), (3, -3)).from_point(jnp.float32(1), jnp.full(1, 2.0))
+    assert law(path, 2.0) == (-5.0, 0.0)
+    assert law(path, 1.0) == pytest.approx((-2.5, np.sqrt(0.5)))
+
+
+def test_the_farthest_point_is_forgotten_first():
+    distances = range(1, KNOWN_POINTS + 2)
+    path = known(*((s, -s) for s in reversed(distances)))
+    np.testing.assert_array_equal(np.sort(path.distance), distances[:-1])
+    assert law(path, KNOWN_POINTS + 1) == (-KNOWN_POINTS, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames="num_samples")
+def brownian_totals(solver, num_samples):
+    """Of each sample: B(T − eps) as the accepted steps add it up, the first try's B(h), and the least room.
+
+    Room is the number of free places that a rejection found in the known path. Status and steps come last.
+    """
+    sde, problem = SDES["vp"], Gaussian()
+
+    def step(carry):
+        state, total, first, room = carry
+        x, t = solver.ask(state)
+        told = solver.tell(sde, state, problem.score(sde, x, t))
+        increment = jnp.sqrt(state.h) * state.z
+        total += jnp.where(told.accepted > state.accepted, increment, 0)
+        first = jnp.where(state.accepted + state.rejected == 0, increment, first)
+        if state.path is not None:
+            free = jnp.sum(jnp.isinf(state.path.distance))
+            room = jnp.where(told.rejected > state.rejected, jnp.minimum(room, free), room)
+        return told, total, first, room
+
+    def walk(key):
+        state = solver.init(sde, key, (8,), jnp.float32)
+        carry = (state, jnp.zeros(8), jnp.zeros(8), jnp.int32(KNOWN_POINTS))
+        state, *found = jax.lax.while_loop(lambda carry: carry[0].status == Status.RUNNING, step, carry)
+        return *found, state.status, state.accepted, state.rejected
+
+    return jax.vmap(walk)(jax.random.split(jax.random.key(7), num_samples))
+
+
+# arrays, as the driver hands them over, so that another first step is the same program
+TOLERANT = jax.tree.map(jnp.float32, dataclasses.replace(ADAPTIVE["vp"], noise_on_rejection="bridge"))
+
+
+def test_with_bridges_the_noise_is_one_brownian_path():
+    """Whatever was rejected, B(T − eps) ~ N(0, T − eps): a Kolmogorov–Smirnov test, false once in 1e5 runs.
+
+    With redrawn noise, what is accepted is biased, and the same test finds it.
+    """
+    scale = np.sqrt(SDES["vp"].T - SDES["vp"].eps)
+    p_values = {}
+    for policy in ("bridge", "redraw"):
+        solver = dataclasses.replace(TOLERANT, noise_on_rejection=policy)
+        total, _, _, status, _, rejected = map(np.asarray, brownian_totals(solver, 512))
+        assert (status == Status.COMPLETED).all()
+        assert rejected.mean() > 5
+        p_values[policy] = scipy.stats.kstest(total.ravel() / scale, "norm").pvalue
+    assert p_values["bridge"] > 1e-5 > p_values["redraw"]
+
+
+def test_steps_over_a_rejected_interval_add_up_to_its_noise():
+    """The first try goes from T to eps and is rejected; the last step ends on eps too."""
+    solver = dataclasses.replace(TOLERANT, first_step=jnp.float32(1))
+    total, first, room, _, accepted, rejected = map(np.asarray, brownian_totals(solver, 512))
+    assert (rejected > 0).all()
+    kept = room > 0  # no point was ever forgotten
+    assert kept.mean() > 0.5
+    # t and the distances to known points are each rounded by up to 3e-8 a step, so that after 100 steps they
+    # are at most 6e-6 apart, over which Brownian motion goes 2.4e-3; five of that
+    assert accepted.max() < 100
+    np.testing.assert_allclose(total[kept], first[kept], atol=5 * 2.4e-3)
+
+
+def test_only_bridges_carry_a_path():
+    """Other policies keep their compiled state as it was."""
+    for policy in ("redraw", "hold"):
+        solver = dataclasses.replace(ADAPTIVE["vp"], noise_on_rejection=policy)
+        assert solver.init(SDES["vp"], jax.random.key(0), (1,), jnp.float32).path is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -124,7 +240,10 @@ def test_redrawn_noise_changes_with_each_try_and_held_noise_does_not():
         ({"safety": 1.5}, r"safety = 1.5: allowed is a number in \(0, 1\); the paper takes 0.9"),
         ({"norm": "l3"}, "norm = 'l3': allowed is one of 'l2_scaled', 'l2', 'linf'"),
         ({"error_estimate": "huen"}, r"error_estimate = 'huen': .* did you mean 'heun'\?"),
-        ({"noise_on_rejection": "keep"}, "noise_on_rejection = 'keep': allowed is one of 'redraw', 'hold'"),
+        (
+            {"noise_on_rejection": "keep"},
+            "noise_on_rejection = 'keep': allowed is one of 'redraw', 'hold', 'bridge'",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):
