@@ -1,0 +1,270 @@
+"""Predictors and predictor–corrector sampling (Song et al., arXiv 2011.13456, appendices E, F and G).
+
+Two one-step predictors beside Euler–Maruyama, and the composition of any of the three with Langevin steps.
+A step goes from t to t' < t. Of the exact forward transition x(t) | x(t') ~ N(r x(t'), G² I) they take
+
+    r = α(t)/α(t'),    G² = σ(t)² − r² σ(t')² = σ(t)² (1 − e^(2 (λ(t) − λ(t'))))
+
+as one link of the paper's chains has it: G² = σ_{i+1}² − σ_i² for SMLD; r² = 1 − β_i and G² = β_i for DDPM,
+where β_i is β(t)(t − t') to first order but never exceeds 1, however long the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from sde_lib import SDE, VESDE, VPSDE
+from sde_lib.checks import is_known, require, require_count, require_positive
+from sde_lib.processes import Scalar
+from sde_lib.pytrees import register_dataclass
+from solvers.euler_maruyama import EulerMaruyama, EulerMaruyamaState
+from solvers.grids import Grid, UniformTime, grid_time
+from solvers.interface import Count, Sample, Solver, Status, Time
+from solvers.langevin import langevin_step
+from solvers.noise import prior_key, standard_normal
+
+# folded into a sample's key it makes the corrector's; the predictor's draws have their steps' numbers
+CORRECTOR = 2**32 - 1
+
+PredictorState = EulerMaruyamaState  # all three predictors': one evaluation, one step
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReverseDiffusion:
+    """The forward SDE's discretization x(t) = x(t') + f + G z, reversed (appendix E).
+
+    x ← x − f + G² s(x, t) + G z, one evaluation a step, with
+
+        VE       f = 0,             G² = σ(t)² − σ(t')²        (algorithm 2)
+        VP       f = (r − 1) x,     G² = 1 − r²                (algorithm 3, with β_i = 1 − r²)
+        others   f = f(x, t) h,     G² = g(t)² h
+
+    where the others, sub-VP among them, have no discrete chain: that is the SDE's Euler discretization, as
+    published, and the same as Euler–Maruyama.
+
+    Attributes:
+        num_steps: how many; another number does not recompile.
+        grid: where they end; uniform in t in the paper.
+
+    Raises:
+        ValueError: for fewer than one step, or not a whole number.
+    """
+
+    num_steps: int | Count = 1000
+    grid: Grid = UniformTime()
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if is_known(self.num_steps):
+            require_count(num_steps=self.num_steps)
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
+        return _first_state(sde, key, shape, dtype)
+
+    def ask(self, state: PredictorState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: PredictorState, score: Sample) -> PredictorState:
+        x, t = state.x, state.t
+        t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
+        if isinstance(sde, VESDE | VPSDE):
+            r, G2 = _transition(sde, t, t_next)
+            f = (r - 1) * x
+        else:
+            h = t - t_next
+            f, G2 = sde.drift(x, t) * h, sde.diffusion(t) ** 2 * h
+        # x ← x − f + G² s(x, t) + G z
+        z = standard_normal(state.key, state.accepted + 1, x.shape, x.dtype)
+        return _stepped(state, x - f + G2 * score + jnp.sqrt(G2) * z, t_next, self.num_steps)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AncestralSampling:
+    """The posterior of x(t') given x(t) and the denoised x(0) (appendix F; Ho et al., arXiv 2006.11239).
+
+    x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z, one evaluation a step: the paper's for VE, where r = 1. For VP
+    the mean is that of the paper's eq. 4, whose noise is √β_i z: of the two that Ho et al. put forward, the
+    one that fits data ~ N(0, I). Here it is the other, the posterior's own, for both processes: it leaves no
+    more than σ(t') on the image however long the last step.
+
+    The mean of x(t') is exact for any data; the variance lacks what the posterior of x(0) adds, of order h² a
+    step.
+
+    Attributes:
+        num_steps: how many; another number does not recompile.
+        grid: where they end; uniform in t in the paper.
+
+    Raises:
+        ValueError: for fewer than one step, or not a whole number; from ``init`` for any process but VE
+            and VP, the two that the chains of SMLD and DDPM belong to.
+    """
+
+    num_steps: int | Count = 1000
+    grid: Grid = UniformTime()
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if is_known(self.num_steps):
+            require_count(num_steps=self.num_steps)
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
+        require(
+            isinstance(sde, VESDE | VPSDE),
+            "sde of AncestralSampling",
+            type(sde).__name__,
+            "VESDE or VPSDE",
+            "take ReverseDiffusion or EulerMaruyama for this process",
+        )
+        return _first_state(sde, key, shape, dtype)
+
+    def ask(self, state: PredictorState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: PredictorState, score: Sample) -> PredictorState:
+        x, t = state.x, state.t
+        t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
+        r, G2 = _transition(sde, t, t_next)
+        ratio = sde.marginal(t_next)[1] / sde.marginal(t)[1]
+        # x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z
+        z = standard_normal(state.key, state.accepted + 1, x.shape, x.dtype)
+        return _stepped(state, (x + G2 * score) / r + ratio * jnp.sqrt(G2) * z, t_next, self.num_steps)
+
+
+Predictor = EulerMaruyama | ReverseDiffusion | AncestralSampling
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorCorrectorState:
+    x: Sample
+    predictor: PredictorState  # as its last step left it; x has been corrected since
+    corrector_key: PRNGKeyArray
+    corrections: Count  # Langevin steps so far
+
+    # of one sample, or of every lane where the driver has a batch of states
+    @property
+    def t(self) -> Any:
+        return self.predictor.t
+
+    @property
+    def status(self) -> Any:
+        return self.predictor.status
+
+    @property
+    def accepted(self) -> Any:
+        """Steps of either kind: one evaluation each."""
+        return self.predictor.accepted + self.corrections
+
+    @property
+    def rejected(self) -> Any:
+        return self.predictor.rejected
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorCorrector:
+    """Langevin steps at every time of the grid but eps, and after them the predictor's step (appendix G).
+
+    The corrector comes first, as in the published code; algorithms 2 and 3 begin the same alternation with
+    the predictor. Norms are of the sample alone, where the published code takes means over the batch: see
+    ``solvers.langevin``, and there too what α is. One evaluation, and one step in the counts, for a step of
+    either kind: num_steps × (corrector_steps + 1) in all.
+
+    Attributes:
+        predictor: EulerMaruyama, ReverseDiffusion or AncestralSampling, with the steps and the grid.
+        snr: r, the corrector's signal-to-noise ratio; 0.16 for CIFAR-10 with VE, 0.01 with VP, 0.075 at
+            256².
+        corrector_steps: Langevin steps before each predictor step; another number does not recompile.
+
+    Raises:
+        ValueError: for a predictor that is none of these, an snr that is not above zero, or a number of
+            steps that is not whole and above zero; from ``init`` what the predictor's raises.
+    """
+
+    predictor: Predictor = ReverseDiffusion()
+    snr: Scalar = 0.16
+    corrector_steps: int | Count = 1
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        # JAX makes pytrees anew with whatever it has for leaves: only another solver is refused
+        require(
+            isinstance(self.predictor, Predictor) or not isinstance(self.predictor, Solver),
+            "predictor",
+            type(self.predictor).__name__,
+            "EulerMaruyama, ReverseDiffusion or AncestralSampling",
+            "a corrector needs steps that end after one evaluation",
+        )
+        require_positive(snr=self.snr)
+        if is_known(self.corrector_steps):
+            require_count(corrector_steps=self.corrector_steps)
+
+    def init(
+        self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
+    ) -> PredictorCorrectorState:
+        predictor = self.predictor.init(sde, key, shape, dtype)
+        return PredictorCorrectorState(
+            x=predictor.x,
+            predictor=predictor,
+            corrector_key=jax.random.fold_in(key, CORRECTOR),
+            corrections=jnp.int32(0),
+        )
+
+    def ask(self, state: PredictorCorrectorState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: PredictorCorrectorState, score: Sample) -> PredictorCorrectorState:
+        x, t, steps = state.x, state.t, state.predictor.accepted + 1
+        # the corrector: Langevin steps at t, until this time has had its number of them
+        t_next = grid_time(self.predictor.grid, sde, steps, self.predictor.num_steps, t.dtype)
+        corrections = (state.corrections + 1).astype(jnp.int32)
+        z = standard_normal(state.corrector_key, corrections, x.shape, x.dtype)
+        corrected = dataclasses.replace(
+            state, x=langevin_step(sde, x, t, t_next, score, z, self.snr), corrections=corrections
+        )
+        # the predictor: from t to t'
+        ahead = self.predictor.tell(sde, dataclasses.replace(state.predictor, x=x), score)
+        predicted = dataclasses.replace(state, x=ahead.x, predictor=ahead)
+
+        correcting = state.corrections < steps * self.corrector_steps
+        return jax.tree.map(lambda a, b: jnp.where(correcting, a, b), corrected, predicted)
+
+
+def _first_state(sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
+    return PredictorState(
+        x=sde.prior(prior_key(key), shape, dtype),
+        t=jnp.asarray(sde.T, dtype),
+        key=key,
+        status=jnp.int32(Status.RUNNING),
+        accepted=jnp.int32(0),
+        rejected=jnp.int32(0),
+    )
+
+
+def _transition(sde: SDE, t: Time, t_next: Time) -> tuple[Scalar, Scalar]:
+    """(r, G²) of x(t) | x(t_next) ~ N(r x(t_next), G² I)."""
+    alpha, sigma = sde.marginal(t)
+    alpha_next, _ = sde.marginal(t_next)
+    # by way of the log-SNR, since the difference of variances loses its digits at short steps
+    return alpha / alpha_next, sigma**2 * -jnp.expm1(2 * (sde.log_snr(t) - sde.log_snr(t_next)))
+
+
+def _stepped(state: PredictorState, x: Sample, t: Time, num_steps: int | Count) -> PredictorState:
+    done = (state.accepted + 1).astype(jnp.int32)
+    return dataclasses.replace(
+        state,
+        x=x.astype(state.x.dtype),
+        t=t,
+        status=jnp.where(done >= num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+        accepted=done,
+    )
