@@ -24,7 +24,7 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.euler_maruyama import EulerMaruyama, EulerMaruyamaState
 from solvers.grids import Grid, UniformTime, grid_time
-from solvers.interface import Count, Sample, Solver, Status, Time
+from solvers.interface import Count, Sample, Status, Time
 from solvers.langevin import langevin_step
 from solvers.noise import prior_key, standard_normal
 
@@ -197,9 +197,8 @@ class PredictorCorrector:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        # JAX makes pytrees anew with whatever it has for leaves: only another solver is refused
         require(
-            isinstance(self.predictor, Predictor) or not isinstance(self.predictor, Solver),
+            isinstance(self.predictor, Predictor),
             "predictor",
             type(self.predictor).__name__,
             "EulerMaruyama, ReverseDiffusion or AncestralSampling",

@@ -45,7 +45,7 @@ def final_moments(
     """
     with jax.enable_x64(True):
         begin = jnp.full(num_noises + 2, mean, jnp.float64).at[1].add(1.0)
-        end = np.asarray(_final(solver, sde, problem, begin, classes=_classes(solver, sde)))
+        end = np.asarray(_final(solver, sde, problem, begin))
     assert np.isfinite(end).all(), "a noise beyond num_noises was drawn, or the solver diverged"
     to_start, *to_noises = end[1:] - end[0]
     return float(end[0]), float(to_start**2 * variance + np.sum(np.square(to_noises)))
@@ -80,11 +80,10 @@ def final_samples(
 
     They begin at T with ``begin`` [number, *shape], or with draws of the prior.
     """
-    classes = _classes(solver, sde)
-    return np.asarray(_samples(solver, sde, problem, begin, number=number, shape=shape, classes=classes))
+    return np.asarray(_samples(solver, sde, problem, begin, number=number, shape=shape))
 
 
-@functools.partial(jax.jit, static_argnames=("number", "shape", "classes"))
+@functools.partial(jax.jit, static_argnames=("number", "shape"))
 def _samples(
     solver: Solver,
     sde: SDE,
@@ -93,7 +92,6 @@ def _samples(
     *,
     number: int,
     shape: tuple[int, ...],
-    classes: str,
 ) -> Any:
     keys = jax.random.split(jax.random.key(0), number)
     states = jax.vmap(lambda key: solver.init(sde, key, shape, jnp.float32))(keys)
@@ -106,8 +104,8 @@ def _samples(
     ).x
 
 
-@functools.partial(jax.jit, static_argnames="classes")
-def _final(solver: Solver, sde: SDE, problem: Gaussian, begin: Any, *, classes: str) -> Any:
+@jax.jit
+def _final(solver: Solver, sde: SDE, problem: Gaussian, begin: Any) -> Any:
     with _unit_noises():
         state = solver.init(sde, jax.random.key(0), begin.shape, begin.dtype)
         return jax.lax.while_loop(
@@ -120,15 +118,6 @@ def _final(solver: Solver, sde: SDE, problem: Gaussian, begin: Any, *, classes: 
 def _told(solver: Solver, sde: SDE, problem: Gaussian, state: Any) -> Any:
     x, t = solver.ask(state)
     return solver.tell(sde, state, problem.score(sde, x, t))
-
-
-def _classes(*trees: Any) -> str:
-    """What tells a jitted function of which classes its arguments are.
-
-    To jaxlib 0.10.2, registered dataclasses of two classes with as many fields have equal structures: where
-    their hashes meet, by chance, one would be run with the program compiled for the other.
-    """
-    return str(jax.tree.structure(trees))
 
 
 @contextlib.contextmanager

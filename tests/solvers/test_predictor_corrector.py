@@ -167,7 +167,6 @@ def test_correctors_and_predictors_take_turns(predictor, name):
         def score(x, t):
             return Gaussian().score(sde, x, t)
 
-        # the solver is closed over: jaxlib 0.10.2 takes dataclasses of two classes for one another
         evaluate = jax.jit(lambda state: solver.tell(sde, state, score(*solver.ask(state))))
         state = solver.init(sde, key, shape, jnp.float64)
         for evaluations in range(1, 13):
