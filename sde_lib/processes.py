@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sde_lib.checks import is_known, require, require_choice, require_positive
+from sde_lib.pytrees import register_dataclass
 
 Scalar = float | Float[Array, ""]
 Sample = Float[Array, "*shape"]
@@ -76,7 +77,7 @@ def _require_interval(eps: Any, T: Any) -> None:
         require(0 < eps < T, "eps", eps, f"a time in (0, T = {T})", "set eps below T and above zero")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VESDE:
     """Variance exploding: dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw (arXiv 2011.13456, eq. 30).
@@ -143,7 +144,7 @@ class VESDE:
         return self.sigma_min * jnp.power(self.sigma_max / self.sigma_min, t)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _LinearBeta:
     """beta(t) = beta_min + t (beta_max − beta_min), shared by VP and sub-VP."""
@@ -176,7 +177,7 @@ def _require_betas(beta_min: Any, beta_max: Any) -> None:
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VPSDE:
     """Variance preserving: dx = −beta(t) x/2 dt + sqrt(beta(t)) dw (arXiv 2011.13456, eq. 32).
@@ -231,7 +232,7 @@ class VPSDE:
         return _LinearBeta(self.beta_min, self.beta_max)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SubVPSDE:
     """Sub-VP: dx = −beta(t) x/2 dt + sqrt(beta(t) (1 − exp(−2 B(t)))) dw (arXiv 2011.13456, eq. 33).

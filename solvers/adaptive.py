@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sde_lib import SDE, reverse_drift
 from sde_lib.checks import is_known, require, require_choice, require_positive
 from sde_lib.processes import Scalar
+from sde_lib.pytrees import register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 
@@ -40,7 +41,7 @@ KNOWN_POINTS = 8
 STATIC = {"static": True}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnownPath:
     """What rejected steps have shown of the Brownian path ahead of t: B(s) at distances s below t.
@@ -85,7 +86,7 @@ class KnownPath:
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveState:
     x: Sample
@@ -106,7 +107,7 @@ class AdaptiveState:
     path: KnownPath | None  # from t on; None unless noise_on_rejection is "bridge"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive:
     """Algorithm 1 with every setting of the paper and its appendix.
@@ -126,9 +127,9 @@ class Adaptive:
             m = x − h f(x, t), the drift alone, and δ made from the kept value without its noise.
         noise_on_rejection: "redraw" draws a new z for the next try (as published; it biases what is
             accepted); "hold" keeps the sample's z until a step is accepted; "bridge" keeps to one Brownian
-            path, in the manner of RSwM3 (Rackauckas & Nie 2017): a shorter step draws its noise from the bridge to
-            the points that rejected steps have shown, and so do the steps after it until they are past
-            them. The ``KNOWN_POINTS`` nearest are kept.
+            path, in the manner of RSwM3 (Rackauckas & Nie 2017): a shorter step draws its noise from the
+            bridge to the points that rejected steps have shown, and so do the steps after it until they are
+            past them. The ``KNOWN_POINTS`` nearest are kept.
 
     Raises:
         ValueError: naming the setting, its value, what was allowed and the fix.

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from sde_lib import SDE
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require, require_count
+from sde_lib.pytrees import register_dataclass
 from solvers.interface import Solver, Status
 from solvers.noise import sample_key
 
@@ -82,7 +83,7 @@ class Solution:
         return float(np.sum(self.nfe)) / max(self.lane_evaluations, 1)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Lanes:
     """One sample under way in each of b lanes; what an idle lane holds is never read."""
@@ -93,7 +94,7 @@ class _Lanes:
     nfe: Int32[Array, " b"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Finished:
     """Where finished samples are put, in the order in which they finish; named as in ``Solution``."""
@@ -285,7 +286,7 @@ def _queue(ids: np.ndarray, lanes: int, iterations: int) -> tuple[Array, Array, 
     return jnp.asarray(queue), jnp.int32(length), jnp.bool_(len(ids) > lanes), jnp.int32(iterations)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Counts:
     """What the host learns from one call of the loop."""

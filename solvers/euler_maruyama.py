@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, reverse_drift
 from sde_lib.checks import is_known, require_count
+from sde_lib.pytrees import register_dataclass
 from solvers.grids import Grid, UniformTime, grid_time
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EulerMaruyamaState:
     x: Sample
@@ -27,7 +27,7 @@ class EulerMaruyamaState:
     rejected: Count
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EulerMaruyama:
     """One evaluation a step.

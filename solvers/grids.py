@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sde_lib import SDE
 from sde_lib.checks import require_positive
+from sde_lib.pytrees import register_dataclass
 
 Scalar = float | Float[Array, ""]
 
@@ -27,7 +27,7 @@ class Grid(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformTime:
     """Uniform in t (Song et al., arXiv 2011.13456)."""
@@ -36,7 +36,7 @@ class UniformTime:
         return sde.T - fraction * (sde.T - sde.eps)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformLogSNR:
     """Uniform in lambda = log(alpha/sigma) (Lu et al., arXiv 2206.00927, section 3)."""
@@ -46,7 +46,7 @@ class UniformLogSNR:
         return sde.inverse_log_snr(begin + fraction * (end - begin))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rho:
     """Uniform in (sigma/alpha)^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5).

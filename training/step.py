@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 import models
 from sde_lib import SDE
+from sde_lib.pytrees import register_dataclass
 from training import datasets
 from training.losses import score_matching_loss, weight_named
 
@@ -23,7 +24,7 @@ Step = Callable[["TrainState", UInt8[Array, "b h w c"]], tuple["TrainState", Flo
 _STREAM = 0x7472_6169
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that training carries from step to step; with the config and the data it determines the rest.

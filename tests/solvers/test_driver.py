@@ -9,14 +9,11 @@ import pytest
 from jax.tree_util import Partial
 
 from solvers import EulerMaruyama, Status, driver, sample, stream
+from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
 SHAPE = (4, 4, 1)
 NUM_SAMPLES = 70
-
-
-def compiled_programs() -> int:
-    return driver._run._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def draw(sde_name="vp", solver=None, score_fn=None, **settings):
@@ -93,10 +90,9 @@ def test_euler_maruyama_without_denoising_takes_its_number_of_steps():
 def test_neither_a_second_call_nor_another_tolerance_compiles():
     solver = ADAPTIVE["vp"]
     draw(batch_size=7)
-    before = compiled_programs()
-    seconds = draw(batch_size=7, solver=dataclasses.replace(solver, eps_rel=0.1, safety=0.8)).seconds_compile
-    assert compiled_programs() == before
-    assert seconds < 0.5  # a hundredth of a second or so to look it up; seconds to compile
+    with counted() as compiled:
+        draw(batch_size=7, solver=dataclasses.replace(solver, eps_rel=0.1, safety=0.8))
+    assert not compiled
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -220,6 +216,6 @@ def test_a_partial_keeps_its_arrays_as_arguments():
 
     solver = EulerMaruyama(num_steps=20)
     draw(score_fn=Partial(score_fn, jnp.float32(0.0)), solver=solver, num_samples=16, batch_size=16)
-    before = compiled_programs()
-    draw(score_fn=Partial(score_fn, jnp.float32(0.5)), solver=solver, num_samples=16, batch_size=16)
-    assert compiled_programs() == before
+    with counted() as compiled:
+        draw(score_fn=Partial(score_fn, jnp.float32(0.5)), solver=solver, num_samples=16, batch_size=16)
+    assert not compiled
