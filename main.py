@@ -4,10 +4,11 @@ python main.py --config=configs/ve/digits_adaptive.py --mode=eval --workdir=DIR 
 """
 
 import difflib
+import importlib
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,6 +19,8 @@ DEFAULT_CONFIG = "configs/ve/digits_adaptive.py"
 MODES = {
     "eval": "sample what is missing in the workdir, then FID, IS and NFE (the default)",
     "sample": "sample what is missing, without FID and IS",
+    "sweep": "every cell of --sweep, in one table and one plot of FID against NFE",
+    "reproduce": "--table of the paper, ours beside the published; needs no --config",
     "train": "train the config's model; killed, it goes on from its last checkpoint",
     "convert": "write --checkpoint in this project's format to --out",
 }
@@ -27,6 +30,23 @@ MODE = flags.DEFINE_string("mode", "eval", "; ".join(f"{mode}: {what}" for mode,
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/CONFIG-HASH by default.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights to use instead of config.model.checkpoint.")
 OUT = flags.DEFINE_string("out", None, "A new folder for --mode=convert.")
+SWEEP = flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    'For --mode=sweep: values of config keys, all combined, as "solver.eps_rel=0.02,0.05 seed=0,1,2". '
+    "Several --sweep add up: one for each solver with its own settings.",
+)
+TABLE = flags.DEFINE_string("table", None, "For --mode=reproduce: 1, 2, appendix, or digits (runs anywhere).")
+NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", None, "For --mode=reproduce: of each cell, not the table's."
+)
+SEEDS = flags.DEFINE_integer("seeds", None, "For --mode=reproduce: how many for each cell, not the table's.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For --mode=reproduce: lanes, instead of the config's.")
+OF_ONE_MODE = {
+    "sweep": "sweep",
+    "out": "convert",
+    **dict.fromkeys(("table", "num_samples", "seeds", "batch_size"), "reproduce"),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -35,21 +55,35 @@ def main(argv: list[str]) -> None:
 
     require(len(argv) == 1, "arguments", argv[1:], "flags only", "write --config=… --mode=… --workdir=…")
     require_choice("--mode", MODE.value, MODES)
+    for flag, mode in OF_ONE_MODE.items():
+        given, fix = flags.FLAGS[flag].present, f"drop it, or take --mode={mode}"
+        require(
+            not given or MODE.value == mode, f"--{flag}", flags.FLAGS[flag].value, f"--mode={mode} only", fix
+        )
+    if MODE.value == "reproduce":
+        return reproduce()
     require(CONFIG.value is not None, "--config", None, "a file of configs/", f"such as {DEFAULT_CONFIG}")
     keep_compiled_programs(CONFIG.value.compilation_cache)
-    {"eval": evaluate, "sample": sample, "train": train, "convert": convert}[MODE.value]()
+    modes = {"eval": evaluate, "sample": sample, "sweep": sweep, "train": train, "convert": convert}
+    modes[MODE.value]()
 
 
 def evaluate() -> None:
-    import training
-    from evaluation import features, fid, run
+    from evaluation import run
 
-    config = CONFIG.value
-    prepared = run.prepare(config, name=config_name(), checkpoint=CHECKPOINT.value)
+    prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
+    measure(prepared, **measures(CONFIG.value))
+
+
+def measures(config) -> dict[str, Any]:
+    """What FID and the Inception Score of a config are made with."""
+    import training
+    from evaluation import features, fid
+
     network = features.load_features(config.eval.features)
     images = training.load(config.data)
     reference = fid.moments_of_images(images, network, data=config.data.name, split="train")
-    measure(prepared, network=network, reference=reference)
+    return {"network": network, "reference": reference}
 
 
 def sample() -> None:
@@ -65,6 +99,50 @@ def measure(prepared, **measures) -> None:
     result = run.sample_and_evaluate(prepared, workdir, **measures)
     files = f"{workdir}/results.jsonl  {workdir}/samples.png"
     print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
+
+
+def sweep() -> None:
+    from evaluation.sweep import sweep
+
+    workdir = Path(WORKDIR.value or default_workdir("sweep"))
+    table = sweep(
+        CONFIG.value,
+        SWEEP.value,
+        workdir,
+        name=config_name(),
+        command=command_line(),
+        checkpoint=CHECKPOINT.value,
+        **measures(CONFIG.value),
+    )
+    print(f"{table}\nwritten to {workdir}/sweep.*")
+
+
+def reproduce() -> None:
+    from configs import base, tables
+    from evaluation.reproduce import reproduce
+    from sde_lib.checks import require, require_choice, require_count
+
+    for flag in ("config", "checkpoint"):
+        given, fix = flags.FLAGS[flag].value, f"drop --{flag}; docs/reproduce.md says where checkpoints go"
+        require(given is None, f"--{flag}", given, "none with --mode=reproduce: a table has its own", fix)
+    name = TABLE.value or ""
+    require_choice("--table", name, tables.TABLES)
+    counts = {"num_samples": NUM_SAMPLES.value, "seeds": SEEDS.value, "batch_size": BATCH_SIZE.value}
+    require_count(**{f"--{flag}": value for flag, value in counts.items() if value is not None})
+    keep_compiled_programs(base.get_config().compilation_cache)
+    workdir = Path(WORKDIR.value or f"runs/table_{name}")
+    table = reproduce(
+        name,
+        tables.TABLES[name],
+        workdir,
+        models=tables.MODELS,
+        methods=tables.METHODS,
+        get_config=config_of,
+        measures=measures,
+        command=command_line(),
+        **counts,
+    )
+    print(f"{table}\nwritten to {workdir}/table_{name}.*")
 
 
 def train() -> None:
@@ -101,6 +179,11 @@ def command_line() -> str:
 
 def config_path() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def config_of(name: str) -> Any:
+    """The config that ``config_name`` calls so."""
+    return importlib.import_module(f"configs.{name.replace('/', '.')}").get_config()
 
 
 def config_name() -> str:
