@@ -1,0 +1,114 @@
+"""DEIS with polynomials in t, tAB-DEIS (Zhang & Chen, arXiv 2204.13902), of order 3.
+
+With ρ = σ/α and the noise prediction ε = −σ s the probability flow is d(x/α) = ε dρ. From t_n to t' the
+polynomial P(t) through the latest three ε takes the place of ε:
+
+    1.  ε_n at (x, t_n)
+    2.  x' = (α'/α) x + α' ∫ P(t) dρ
+
+The integrals of the powers of t have no closed form on every process: eight Gauss–Legendre nodes in
+λ = −log ρ, where t(λ) is smooth for all three, take them. The first step has order 1, the second 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from sde_lib import SDE
+from sde_lib.pytrees import register_dataclass
+from solvers.exponential import divided_differences, latest_times, newton_moments, require_history
+from solvers.grids import Grid, UniformLogSNR
+from solvers.interface import Count, Sample, Status, Time
+from solvers.noise import prior_key
+
+ORDER = 3
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DEISState:
+    x: Sample
+    t: Time
+    history: tuple[Sample, Sample]  # ε_(n−1), ε_(n−2)
+    status: Count
+    accepted: Count
+    rejected: Count
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DEIS:
+    """tAB-DEIS with polynomials of degree 2, which converges with order 3: one evaluation a step.
+
+    Attributes:
+        num_steps: how many, at least 3; another number does not recompile.
+        grid: where they end; uniform in log-SNR, which of the grids here solved a mixture around real images
+            with the least error, on VP at 10, 20 and 50 steps (on VE it is uniform in t).
+
+    Raises:
+        ValueError: for fewer than three steps.
+    """
+
+    num_steps: int | Count = 20
+    grid: Grid = UniformLogSNR()
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_history(ORDER, self.num_steps)
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> DEISState:
+        x = sde.prior(prior_key(key), shape, dtype)
+        return DEISState(
+            x=x,
+            t=jnp.asarray(sde.T, dtype),
+            history=(jnp.zeros_like(x), jnp.zeros_like(x)),
+            status=jnp.int32(Status.RUNNING),
+            accepted=jnp.int32(0),
+            rejected=jnp.int32(0),
+        )
+
+    def ask(self, state: DEISState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: DEISState, score: Sample) -> DEISState:
+        x, t, n = state.x, state.t, state.accepted
+        t_next, times = latest_times(self.grid, sde, n, self.num_steps, ORDER, t.dtype)
+        alpha, sigma = sde.marginal(t)
+        alpha_next, _ = sde.marginal(t_next)
+        # 1. ε_n
+        values = ((-sigma * score).astype(x.dtype), *state.history)
+        # 2. in the share s = (t_n − t)/(t_n − t') of the step, where the numbers are of the size of one
+        nodes = [(t - time) / (t - t_next) for time in times]
+        differences = divided_differences(values, nodes, n)
+        integrals = newton_moments(nodes, _moments(sde, t, t_next))
+        increment = sum(integral * d for integral, d in zip(integrals, differences, strict=True))
+        x_next = alpha_next / alpha * x + alpha_next * increment
+        done = n + 1
+        return dataclasses.replace(
+            state,
+            x=x_next.astype(x.dtype),
+            t=t_next,
+            history=values[:-1],
+            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            accepted=done,
+        )
+
+
+def _moments(sde: SDE, t: Time, t_next: Time) -> list[Any]:
+    """∫ s^k dρ over the step for k = 0, 1, 2, with s from 0 at t to 1 at t_next."""
+    begin, end = sde.log_snr(t), sde.log_snr(t_next)
+    log_snr = begin + (end - begin) * (1 + jnp.asarray(NODES, t.dtype)) / 2
+    s = (t - jax.vmap(sde.inverse_log_snr)(log_snr)) / (t - t_next)
+    # dρ = −e^(−λ) dλ
+    weights = -jnp.exp(-log_snr) * (end - begin) / 2 * jnp.asarray(WEIGHTS, t.dtype)
+    # the zeroth has a closed form: ρ' − ρ, which a constant ε follows without error
+    rho = -jnp.exp(-begin) * -jnp.expm1(begin - end)
+    return [rho, jnp.sum(weights * s), jnp.sum(weights * s**2)]

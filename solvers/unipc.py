@@ -1,0 +1,142 @@
+"""UniPC, a predictor and a corrector that share each evaluation (Zhao et al., arXiv 2302.04867).
+
+In the log-SNR λ, from λ_n to λ_n + h, with s = (λ − λ_n)/h, the denoised D_n at the predicted (x, t_n), and
+P_n the polynomial through D_n and those before it, p in all:
+
+    1.  D_n at the predicted x                                    the step's one evaluation
+    2.  x ← x + α w (D_n − P_(n−1)(λ_n))                          UniC-p
+    3.  x' = (σ'/σ) x + α' ∫₀¹ h e^(−h(1−s)) P_n(λ) ds            UniP-p, from the corrected x
+
+This is the data prediction, with B(h) = 1 − e^(−h), there called B₂. The weight w turns the integral that
+made the predicted x into that of the polynomial through D_n too. The paper states its coefficients as the
+solutions of linear systems, which demand these very integrals, and there B(h) drops out; but where a single
+coefficient is left, in UniP-2 and UniC-1, it is 1/2, and B(h)/2 stands for the integral of s.
+
+The first steps have p = 1, then 2, as there; of up to ten steps the last ones too, in reverse. The last
+prediction stays uncorrected, as there: that would cost an evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from sde_lib import SDE, denoise
+from sde_lib.checks import require
+from sde_lib.pytrees import register_dataclass
+from solvers.adaptive import STATIC
+from solvers.exponential import (
+    Number,
+    divided_differences,
+    latest_times,
+    log_snr_steps,
+    moments,
+    newton_moments,
+    require_history,
+    steps_back,
+)
+from solvers.grids import Grid, UniformLogSNR
+from solvers.interface import Count, Sample, Status, Time
+from solvers.noise import prior_key
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniPCState:
+    x: Sample  # predicted
+    t: Time
+    history: tuple[Sample, ...]  # D_(n−1), D_(n−2), as far as the order looks back
+    # the corrected x is corrected_without + weight D_n
+    corrected_without: Sample
+    weight: Number
+    status: Count
+    accepted: Count
+    rejected: Count
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniPC:
+    """UniPC of order p: UniP-p with UniC-p, one evaluation a step; it converges with order p + 1.
+
+    Attributes:
+        num_steps: how many, at least ``order``; another number does not recompile.
+        grid: where they end; uniform in log-SNR there, for images of 32 x 32.
+        order: p, 2 or 3.
+
+    Raises:
+        ValueError: for another order, or fewer steps than that.
+    """
+
+    num_steps: int | Count = 20
+    grid: Grid = UniformLogSNR()
+    order: int = dataclasses.field(default=3, metadata=STATIC)
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require(self.order in (2, 3), "order", self.order, "2 or 3", "take 'ddim' with eta = 0 for order 1")
+        require_history(self.order, self.num_steps)
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> UniPCState:
+        x = sde.prior(prior_key(key), shape, dtype)
+        return UniPCState(
+            x=x,
+            t=jnp.asarray(sde.T, dtype),
+            history=(jnp.zeros_like(x),) * (self.order - 1),
+            corrected_without=x,  # the prior sample is not a prediction: there is nothing to correct
+            weight=jnp.zeros((), dtype),
+            status=jnp.int32(Status.RUNNING),
+            accepted=jnp.int32(0),
+            rejected=jnp.int32(0),
+        )
+
+    def ask(self, state: UniPCState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: UniPCState, score: Sample) -> UniPCState:
+        t, n, dtype = state.t, state.accepted, state.x.dtype
+        # 1. D_n at the predicted x
+        denoised = denoise(sde, state.x, t, score).astype(dtype)
+        # 2. UniC-p
+        x = state.corrected_without + state.weight * denoised
+        # 3. UniP-p
+        t_next, times = latest_times(self.grid, sde, n, self.num_steps, self.order, t.dtype)
+        values = (denoised, *state.history)
+        _, sigma = sde.marginal(t)
+        alpha_next, sigma_next = sde.marginal(t_next)
+        h, nodes = log_snr_steps(sde, t_next, times)
+        previous = steps_back(n, self.num_steps)
+        p = jnp.minimum(previous + 1, self.order)
+        differences = divided_differences(values, nodes, previous)
+        integrals = newton_moments(nodes, moments(h, self.order + 1))
+        linear = sigma_next / sigma * x
+
+        def prediction(weights: list[Number]) -> Sample:
+            integral = sum(weight * d for weight, d in zip(weights, differences, strict=False))
+            return linear + alpha_next * integral
+
+        half = integrals[0] / 2
+        predictor = [integrals[0], jnp.where(p == 2, half, integrals[1]), *integrals[2:]]
+        # and UniC-p of the next evaluation: the polynomial through it too is P plus (D_(n+1) − P(1)) times
+        # (s − s_0) … (s − s_(p−1)) over the same at s = 1
+        products = [jnp.ones_like(h)]
+        for node in nodes:
+            products.append(products[-1] * (1 - node))
+        ahead = sum(product * d for product, d in zip(products, differences, strict=False))
+        exact = jnp.stack(integrals)[p] / jnp.stack(products)[p]
+        weight = alpha_next * jnp.where(p == 1, half, exact)
+        done = n + 1
+        return dataclasses.replace(
+            state,
+            x=prediction(predictor).astype(dtype),
+            t=t_next,
+            history=values[:-1],
+            corrected_without=(prediction(integrals) - weight * ahead).astype(dtype),
+            weight=weight.astype(dtype),
+            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            accepted=done,
+        )

@@ -1,0 +1,264 @@
+"""The exponential integrators: their orders, what they solve exactly, and what they refuse."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers import ddim, dpm_solver
+from solvers.ddim import DDIM
+from solvers.deis import DEIS
+from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
+from solvers.exponential import moments, steps_back
+from solvers.grids import Rho, UniformLogSNR, UniformTime
+from solvers.interface import Status
+from solvers.unipc import UniPC
+from tests.problems import SDES, Gaussian
+
+# Rho's steps differ in log-SNR and in t, so that a coefficient that only equal steps forgive shows. Uniform
+# steps in log-SNR flatter 3M: on Gaussian data its error's third-order terms nearly cancel there.
+ODE_SOLVERS = {  # and the order of the global error
+    "ddim": (DDIM(grid=Rho()), 1),
+    "dpm_solver_pp_2m": (DPMSolverPP(grid=Rho(), order=2), 2),
+    "dpm_solver_pp_3m": (DPMSolverPP(grid=Rho(), order=3), 3),
+    "unipc_2": (UniPC(grid=Rho(), order=2), 3),  # the corrector's order: p + 1
+    "unipc_3": (UniPC(grid=Rho(), order=3), 4),
+    "deis": (DEIS(grid=Rho()), 3),
+}
+SDE_SOLVERS = {  # the order of the weak error, and the share η of the reverse SDE's noise
+    "ddim_eta_1": (DDIM(grid=Rho(), eta=1.0), 1, 1.0),
+    "ddim_eta_half": (DDIM(grid=Rho(), eta=0.5), 1, 0.5),
+    # The noise of a step reaches D one step later and is then extrapolated by half a step, which is the mean
+    # over the step of when it arose. Of the last step's noise alone the response within that step is missing
+    # in the variance: one error of h², not one a step.
+    "sde_dpm_solver_pp_2m": (SDEDPMSolverPP(grid=Rho()), 2, 1.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    """Errors of order 4 sink below float32's rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+def solve(solver, sde, mean, std, num_steps, x):
+    """The state after all the steps from x at T, with the exact score of N(mean, std² I)."""
+    problem = Gaussian(mean, std)
+    solver = dataclasses.replace(solver, num_steps=num_steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sde), "prior", lambda *_: x)
+        state = solver.init(sde, jax.random.key(0), x.shape, x.dtype)
+
+    def step(_, state):
+        return solver.tell(sde, state, problem.score(sde, *solver.ask(state)))
+
+    return jax.lax.fori_loop(0, num_steps, step, state)
+
+
+solve_compiled = jax.jit(solve)
+
+
+def global_error(solver, sde, num_steps, mean=0.3, std=0.2):
+    """At eps, in standard deviations: the flow of Gaussian data keeps every sample's z-score."""
+    problem = Gaussian(mean, std)
+    begin, end = problem.marginal(sde, sde.T), problem.marginal(sde, sde.eps)
+    z = jnp.array([-2.0, -0.5, 0.0, 1.5])
+    x = begin[0] + z * begin[1]
+    state = solve_compiled(solver, sde, mean, std, num_steps, x)
+    assert state.t == sde.eps
+    assert state.status == Status.COMPLETED
+    return float(jnp.max(jnp.abs((state.x - end[0]) / end[1] - z)))
+
+
+MOST_STEPS = 160
+
+
+def one_noise_each(key, index, shape, dtype):
+    """In the place of the random numbers: element n is 1 in the n-th draw and 0 otherwise."""
+    return (jnp.arange(*shape) == index).astype(dtype)
+
+
+@jax.jit
+def responses(solver, sde, mean, std, num_steps):
+    """The final x without noise, to a unit of each step's noise, and to a unit more at T: shape [most + 2].
+
+    For Gaussian data every step is affine in x and in the noise, and acts on each element alone.
+    """
+    start, _ = Gaussian(mean, std).marginal(sde, sde.T)
+    x = jnp.full(MOST_STEPS + 2, start).at[-1].add(1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ddim, "standard_normal", one_noise_each)
+        patch.setattr(dpm_solver, "standard_normal", one_noise_each)
+        return solve(solver, sde, mean, std, num_steps, x).x
+
+
+def weak_errors(solver, sde, num_steps, eta, mean=0.3, std=0.2):
+    """Of the mean, in true deviations; of how much of a shift at T is left, and of the variance, relative.
+
+    In log-SNR λ and with v the variance, a shift y from the true mean follows
+    dy/dλ = (d log v/dλ − 2 η² σ²/v) y/2, whose solution is y ∝ √v (√v/α)^η².
+    """
+    problem = Gaussian(mean, std)
+    (_, begin), (true_mean, end) = (problem.marginal(sde, t) for t in (sde.T, sde.eps))
+    ratio = end / begin * sde.marginal(sde.T)[0] / sde.marginal(sde.eps)[0]
+    x = responses(solver, sde, mean, std, num_steps)
+    shift, noise = x[-1] - x[0], x[1:-1] - x[0]
+    variance = jnp.sum(noise**2) + (shift * begin) ** 2
+    errors = (x[0] - true_mean) / end, shift / (end / begin * ratio ** (eta**2)) - 1, variance / end**2 - 1
+    return tuple(abs(float(error)) for error in errors)
+
+
+def fitted_order(steps, errors):
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", ODE_SOLVERS)
+def test_the_global_error_has_its_order(name, sde):
+    solver, order = ODE_SOLVERS[name]
+    steps = (80, 160, 320)
+    errors = [global_error(solver, SDES[sde], n) for n in steps]
+    # 0.3 is far less than to the next order; at these steps all of them lie within 0.16
+    assert abs(fitted_order(steps, errors) - order) < 0.3
+    assert errors[-1] < 0.05
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", SDE_SOLVERS)
+def test_the_weak_error_has_its_order(name, sde):
+    solver, order, eta = SDE_SOLVERS[name]
+    steps = (40, 80, MOST_STEPS)
+    errors = np.array([weak_errors(solver, SDES[sde], n, eta) for n in steps])
+    of_mean, of_shift, of_variance = errors.T
+    assert of_mean.max() < 1e-12  # the true mean is kept to rounding: D is right there
+    assert abs(fitted_order(steps, of_variance) - order) < 0.3
+    if eta < 1:
+        assert abs(fitted_order(steps, of_shift) - order) < 0.3
+    else:
+        # D is a martingale of the whole reverse SDE: one step's D is right in the mean for all that follow.
+        # The shift has shrunk to 1e-5, with which float64's 1e-16 becomes 1e-11.
+        assert of_shift.max() < 1e-9
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", ODE_SOLVERS)
+def test_a_single_point_of_data_is_solved_exactly_in_any_number_of_steps(name, sde):
+    """Then the denoised prediction is that point and the noise prediction keeps its first value.
+
+    sigma(eps) is down to 1e-4 of the terms that make it, hence 1e-9 of float64's 1e-16.
+    """
+    for num_steps in (3, 7):
+        assert global_error(ODE_SOLVERS[name][0], SDES[sde], num_steps, std=0.0) < 1e-9
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", SDE_SOLVERS)
+def test_a_single_point_of_data_gives_the_exact_moments_in_any_number_of_steps(name, sde):
+    solver, _, eta = SDE_SOLVERS[name]
+    of_mean, _, of_variance = weak_errors(solver, SDES[sde], 3, eta, std=0.0)
+    assert max(of_mean, of_variance) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("solver", "first_order"),
+    [
+        (DPMSolverPP(order=2), DDIM(eta=0.0)),
+        (DPMSolverPP(order=3), DDIM(eta=0.0)),
+        (UniPC(order=3), DDIM(eta=0.0)),
+        (DEIS(), DDIM(eta=0.0)),
+        (SDEDPMSolverPP(), DDIM(eta=1.0)),
+    ],
+)
+def test_the_first_step_is_one_of_ddim(solver, first_order):
+    sde = SDES["subvp"]
+    x = []
+    for chosen in (solver, first_order):
+        chosen = dataclasses.replace(chosen, num_steps=5, grid=UniformLogSNR())
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def first(shape, chosen=chosen):
+            state = chosen.init(sde, jax.random.key(3), shape, jnp.float64)
+            return chosen.tell(sde, state, Gaussian().score(sde, *chosen.ask(state))).x
+
+        x.append(first((8,)))
+    np.testing.assert_allclose(*x, rtol=1e-12)
+
+
+def test_short_runs_look_back_less_at_the_end():
+    assert [int(steps_back(jnp.int32(n), 5)) for n in range(5)] == [0, 1, 2, 1, 0]
+    assert [int(steps_back(jnp.int32(n), 11)) for n in range(11)] == list(range(11))
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP(order=2), DPMSolverPP(order=3), UniPC(order=3)])
+def test_the_last_of_few_steps_is_of_first_order(solver):
+    """A history that was tampered with has no part in it."""
+    sde, n = SDES["vp"], 4
+    solver = dataclasses.replace(solver, num_steps=n)
+    state = solver.init(sde, jax.random.key(0), (3,), jnp.float64)
+    state = dataclasses.replace(state, t=UniformLogSNR().time(sde, (n - 1) / n), accepted=jnp.int32(n - 1))
+    tampered = dataclasses.replace(state, history=tuple(past + 1.0 for past in state.history))
+    tell = jax.jit(lambda state: solver.tell(sde, state, -state.x).x)
+    np.testing.assert_array_equal(tell(state), tell(tampered))
+
+
+def test_moments_keep_their_digits_at_every_step():
+    """∫₀¹ h e^(−h(1−s)) s^k ds, in float32, against forty Gauss–Legendre nodes in float64."""
+    h = np.geomspace(1e-6, 30.0, 200).astype(np.float32)
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    s = (nodes + 1) / 2
+    kernel = h[:, None] * np.exp(-h[:, None].astype(float) * (1 - s)) * weights / 2
+    found = jax.vmap(lambda h: jnp.stack(moments(h, 4)))(jnp.asarray(h))
+    assert found.dtype == jnp.float32
+    # at h = 1, where the two recursions meet, forward loses two bits and a half at each k
+    for k in range(4):
+        np.testing.assert_allclose(found[:, k], kernel @ s**k, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("solver", [s for s, *_ in (*ODE_SOLVERS.values(), *SDE_SOLVERS.values())])
+def test_a_step_keeps_every_dtype(solver, sde, dtype):
+    sde = SDES[sde]
+    state = jax.eval_shape(lambda: solver.init(sde, jax.random.key(0), (4, 4, 1), dtype))
+    x, t = jax.eval_shape(solver.ask, state)
+    told = jax.eval_shape(lambda state, x: solver.tell(sde, state, x), state, x)
+    assert x.dtype == t.dtype == dtype
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (state, told)]
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDIM(eta=1.1), r"eta = 1.1: allowed is a share in \[0, 1\]; take 0"),
+        (lambda: DDIM(eta=-0.1), "eta = -0.1: allowed is a share"),
+        (lambda: DDIM(eta=float("nan")), "eta = nan: allowed is a share"),
+        (lambda: DDIM(num_steps=0), "num_steps = 0: allowed is a whole number >= 1"),
+        (lambda: DPMSolverPP(order=1), "order = 1: allowed is 2 or 3; take 'ddim'"),
+        (lambda: DPMSolverPP(order=4), "order = 4: allowed is 2 or 3"),
+        (
+            lambda: DPMSolverPP(num_steps=2),
+            "num_steps = 2: allowed is at least 3 steps.*; take more steps or",
+        ),
+        (lambda: DPMSolverPP(num_steps=1, order=2), "num_steps = 1: allowed is at least 2 steps"),
+        (lambda: SDEDPMSolverPP(num_steps=1), "num_steps = 1: allowed is at least 2 steps"),
+        (lambda: UniPC(order=1), "order = 1: allowed is 2 or 3"),
+        (lambda: UniPC(num_steps=2), "num_steps = 2: allowed is at least 3 steps"),
+        (lambda: UniPC(num_steps=0), "num_steps = 0: allowed is a whole number >= 1"),
+        (lambda: DEIS(num_steps=2), "num_steps = 2: allowed is at least 3 steps"),
+    ],
+)
+def test_settings_that_a_method_cannot_take_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_least_numbers_of_steps_are_taken():
+    for solver in (DDIM(num_steps=1), DPMSolverPP(num_steps=3), UniPC(num_steps=3), DEIS(num_steps=3)):
+        assert solver.num_steps <= 3
+    assert DPMSolverPP(num_steps=2, order=2).grid == UniformLogSNR()
+    assert DDIM().grid == UniformTime()
