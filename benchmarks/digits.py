@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import training
-from benchmarks.report import machine, markdown, write_json
+from benchmarks.report import machine, write_json
 from configs.ve.digits_adaptive import get_config
 from evaluation import fid
 from evaluation.features import load_features
 from evaluation.inception_score import inception_score
+from evaluation.tables import markdown
 
 
 def main() -> None:

@@ -23,9 +23,10 @@ import numpy as np
 import models
 import sde_lib
 import solvers
-from benchmarks.report import machine, markdown, write_json
+from benchmarks.report import machine, write_json
 from configs.ve.digits_adaptive import get_config as ve_config
 from configs.vp.digits_adaptive import get_config as vp_config
+from evaluation.tables import markdown
 from solvers.noise import sample_key
 
 SHAPE = (8, 8, 1)

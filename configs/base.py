@@ -26,7 +26,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     sde.T = 1.0  # start time
 
     config.solver = solver = ConfigDict()
-    solver.name = "adaptive"  # adaptive or euler_maruyama
+    solver.name = "adaptive"  # see SOLVERS in solvers/presets.py
     solver.denoise = True  # end with one Tweedie step (one more evaluation)
     # Adaptive (arXiv 2105.14080, Algorithm 1)
     solver.eps_rel = 0.02  # relative tolerance: the one knob
@@ -39,8 +39,24 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.use_previous = True  # |x'_prev| in the tolerance
     solver.error_estimate = "heun"  # heun (stochastic improved Euler) or lamba
     solver.noise_on_rejection = "redraw"  # redraw (as published) or hold
-    # Euler-Maruyama
-    solver.num_steps = 1000  # uniform in t
+    # The other solvers. None leaves a setting to the solver's own default; a value for a setting that the
+    # solver does not have is an error
+    solver.num_steps = placeholder(int)  # of every solver with fixed steps
+    solver.grid = placeholder(str)  # where the fixed steps end: uniform_t, uniform_log_snr or edm
+    solver.rho = placeholder(float)  # of the edm grid (arXiv 2206.00364, eq. 5)
+    solver.predictor = placeholder(
+        str
+    )  # of predictor_corrector: euler_maruyama, reverse_diffusion, ancestral
+    solver.snr = placeholder(float)  # of a Langevin step's noise: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
+    solver.corrector_steps = placeholder(int)  # Langevin steps at each noise level
+    solver.eta = placeholder(float)  # DDIM: 0 (ODE) to 1 (ancestral noise)
+    solver.order = placeholder(int)  # DPM-Solver++ and UniPC
+    solver.rtol = placeholder(float)  # RK45: relative tolerance
+    solver.atol = placeholder(float)  # RK45: absolute tolerance, data units
+    solver.churn = placeholder(float)  # EDM: S_churn, with noise from sigma/alpha churn_min to churn_max
+    solver.churn_min = placeholder(float)  # EDM: S_tmin
+    solver.churn_max = placeholder(float)  # EDM: S_tmax
+    solver.churn_noise = placeholder(float)  # EDM: S_noise
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm

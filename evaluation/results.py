@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from evaluation.files import atomic_file, make_folder, refused
 from sde_lib import SDE, require
@@ -160,8 +161,20 @@ def config_identity(
         **_keys("data", data),
         "eval.max_evaluations": config.eval.max_evaluations,
     }
-    text = json.dumps(identity, sort_keys=True, default=lambda array: array.tolist())
+    text = json.dumps(_plain(identity), sort_keys=True)
     return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """In JSON's types; a dataclass, such as a time grid, as its name and its fields."""
+    if dataclasses.is_dataclass(value):
+        return {"name": type(value).__name__, **_plain(vars(value))}
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.tolist()
+    # JSON has no infinity, which is no bound at all for a setting
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def _keys(group: str, values: dict[str, Any]) -> dict[str, Any]:

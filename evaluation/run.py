@@ -57,9 +57,9 @@ class Run:
     @property
     def title(self) -> str:
         """The config, its solver and the one setting that matters most."""
-        solver = self.config.solver
-        setting = "num_steps" if solver.name == "euler_maruyama" else "eps_rel"
-        return f"{self.name}   {solver.name}   {setting} {solver[setting]:g}"
+        settings = vars(getattr(self.solver, "predictor", self.solver))
+        setting = next(name for name in ("eps_rel", "num_steps", "rtol") if name in settings)
+        return f"{self.name}   {self.config.solver.name}   {setting} {settings[setting]:g}"
 
 
 def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:

@@ -6,18 +6,43 @@ sample is done starts the next one at once.
 """
 
 from solvers.adaptive import Adaptive
+from solvers.ddim import DDIM
+from solvers.deis import DEIS
+from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.driver import ScoreFn, Solution, sample, stream
+from solvers.edm import EDM, Heun
 from solvers.euler_maruyama import EulerMaruyama
+from solvers.grids import Grid, Rho, UniformLogSNR, UniformTime
 from solvers.interface import Solver, Status
+from solvers.langevin import AnnealedLangevin
+from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion
 from solvers.presets import from_config
+from solvers.rk45 import RK45
+from solvers.unipc import UniPC
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "EDM",
+    "RK45",
     "Adaptive",
+    "AncestralSampling",
+    "AnnealedLangevin",
+    "DPMSolverPP",
     "EulerMaruyama",
+    "Grid",
+    "Heun",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "Rho",
+    "SDEDPMSolverPP",
     "ScoreFn",
     "Solution",
     "Solver",
     "Status",
+    "UniPC",
+    "UniformLogSNR",
+    "UniformTime",
     "from_config",
     "sample",
     "stream",

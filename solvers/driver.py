@@ -233,7 +233,8 @@ def stream(
             work, finished, counts = loop(score_fn, sde, solver, key, work, *queue, cap)
             count, calls = int(counts.finished), int(counts.iterations)
             part = Solution(
-                **{name: np.asarray(array[:count]) for name, array in vars(finished).items()},
+                # cut here and copied: a slice on the device would be compiled for every count
+                **{name: np.asarray(array)[:count].copy() for name, array in vars(finished).items()},
                 network_calls=calls,
                 lane_evaluations=lanes * calls,
                 seconds_compile=seconds_compile,

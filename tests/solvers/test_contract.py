@@ -1,0 +1,215 @@
+"""What every solver promises, one table over all of them and the three SDEs.
+
+All pairs of solver and SDE run as one sample; what costs a compilation of the driver each runs for one SDE a
+solver, in turn, and for the others under the ``slow`` marker.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.tree_util import Partial
+
+from sde_lib import SubVPSDE
+from solvers import (
+    DDIM,
+    DEIS,
+    EDM,
+    RK45,
+    AncestralSampling,
+    AnnealedLangevin,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ReverseDiffusion,
+    SDEDPMSolverPP,
+    Status,
+    UniPC,
+    driver,
+    sample,
+)
+from solvers.presets import SOLVERS
+from tests.compilations import counted
+from tests.problems import ADAPTIVE, SDES, Gaussian
+
+STEPS = 8
+CAP = 1000  # evaluations of one sample; a loop that never ends fails instead
+
+# name: (a solver, the settings that may change without another compilation)
+TABLE = {
+    "adaptive": (ADAPTIVE, {"eps_rel": 0.1, "safety": 0.8}),
+    "adaptive_hold": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "hold"}),
+    "adaptive_bridge": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "bridge"}),
+    "euler_maruyama": (EulerMaruyama(num_steps=STEPS), {"num_steps": 5}),
+    "reverse_diffusion": (ReverseDiffusion(num_steps=STEPS), {"num_steps": 5}),
+    "ancestral": (AncestralSampling(num_steps=STEPS), {"num_steps": 5}),
+    "predictor_corrector": (
+        PredictorCorrector(predictor=EulerMaruyama(num_steps=STEPS), snr=0.05),
+        {"snr": 0.1, "corrector_steps": 2, "predictor": EulerMaruyama(num_steps=5)},
+    ),
+    "annealed_langevin": (AnnealedLangevin(num_steps=STEPS, snr=0.05), {"snr": 0.1, "num_steps": 5}),
+    "rk45": (RK45(rtol=1e-3, atol=1e-3), {"rtol": 1e-2, "atol": 1e-2}),
+    "heun": (Heun(num_steps=STEPS), {"num_steps": 5}),
+    "edm": (EDM(num_steps=STEPS, churn=4.0), {"num_steps": 5, "churn": 2.0, "churn_noise": 1.1}),
+    "ddim": (DDIM(num_steps=STEPS, eta=0.5), {"num_steps": 5, "eta": 1.0}),
+    "dpm_solver_pp": (DPMSolverPP(num_steps=STEPS), {"num_steps": 5}),
+    "dpm_solver_pp_2": (DPMSolverPP(num_steps=STEPS, order=2), {"num_steps": 5}),
+    "sde_dpm_solver_pp": (SDEDPMSolverPP(num_steps=STEPS), {"num_steps": 5}),
+    "unipc": (UniPC(num_steps=STEPS), {"num_steps": 5}),
+    "unipc_2": (UniPC(num_steps=STEPS, order=2), {"num_steps": 5}),
+    "deis": (DEIS(num_steps=STEPS), {"num_steps": 5}),
+}
+STATIC = {"noise_on_rejection"}
+
+
+def solver_of(name, sde_name):
+    solver, others = TABLE[name]
+    solver = solver[sde_name] if isinstance(solver, dict) else solver
+    return dataclasses.replace(solver, **{key: value for key, value in others.items() if key in STATIC})
+
+
+def changed(name, sde_name):
+    others = {key: value for key, value in TABLE[name][1].items() if key not in STATIC}
+    return dataclasses.replace(solver_of(name, sde_name), **others)
+
+
+PAIRS = [(name, sde) for name in TABLE for sde in SDES if (name, sde) != ("ancestral", "subvp")]
+
+
+def in_turn():
+    """One SDE a solver; the other pairs are slow."""
+    names = list(SDES)
+    for name, sde in PAIRS:
+        turn = names[list(TABLE).index(name) % len(names)]
+        quick = sde == ("ve" if (name, turn) == ("ancestral", "subvp") else turn)
+        yield pytest.param(name, sde, marks=() if quick else pytest.mark.slow, id=f"{name}-{sde}")
+
+
+def by_hand(solver, sde, key, shape, dtype):
+    """A sample without the driver: the final state, and how often the score was asked for."""
+    # leaves as the driver makes them
+    solver, sde = jax.tree.map(functools.partial(driver._setting, dtype), (solver, sde))
+    return _by_hand(solver, sde, key, shape=shape, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _by_hand(solver, sde, key, shape, dtype):
+    def step(carry):
+        state, calls = carry
+        x, t = solver.ask(state)
+        return solver.tell(sde, state, Gaussian().score(sde, x, t).astype(dtype)), calls + 1
+
+    def goes_on(carry):
+        return (carry[0].status == Status.RUNNING) & (carry[1] < CAP)
+
+    state = solver.init(sde, key, shape, dtype)
+    return lax.while_loop(goes_on, step, (state, jnp.int32(0)))
+
+
+def spoilable(sde, below):
+    """An exact score that is NaN at times under ``below`` (never for 0) in the lane of id 3."""
+    return Partial(_spoilable, sde, jnp.float32(below))
+
+
+def _spoilable(sde, below, x, t):
+    score = jax.vmap(functools.partial(Gaussian().score, sde))(x, t)
+    broken = (jnp.arange(len(t)) == 3) & (t < below)
+    return jnp.where(broken.reshape(-1, *(1,) * (x.ndim - 1)), jnp.nan, score)
+
+
+def draw(solver, sde_name, below=0.0, **settings):
+    sde = SDES[sde_name]
+    settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "num_samples": 9, **settings}
+    return sample(spoilable(sde, below), sde, solver, denoise=False, max_evaluations=CAP, **settings)
+
+
+def test_every_solver_is_in_the_table():
+    assert {type(solver_of(name, "vp")) for name in TABLE} == set(SOLVERS.values())
+
+
+@pytest.mark.parametrize(("name", "sde_name"), PAIRS)
+def test_it_lands_on_eps_without_compiling_twice(name, sde_name):
+    sde, dtype = SDES[sde_name], jnp.dtype("float32")
+    by_hand(solver_of(name, sde_name), sde, jax.random.key(1), (2,), dtype)
+    for solver in (solver_of(name, sde_name), changed(name, sde_name)):
+        with counted() as compiled:
+            state, calls = by_hand(solver, sde, jax.random.key(1), (2,), dtype)
+        assert not compiled
+        assert state.status == Status.COMPLETED
+        assert state.t == np.float32(sde.eps)
+        assert np.isfinite(state.x).all()
+        assert state.accepted > 0
+        assert state.accepted + state.rejected <= calls
+
+
+@pytest.mark.parametrize(("name", "sde_name"), list(in_turn()))
+@pytest.mark.parametrize("shape", [(2,), (8, 8, 1), (32, 32, 3)])
+@pytest.mark.parametrize(("x64", "dtype"), [(False, "float32"), (True, "float32"), (True, "float64")])
+def test_shapes_and_dtypes_are_kept(name, sde_name, shape, x64, dtype):
+    """Traced, not run: a loop whose state changed its dtype or shape would not trace."""
+    with jax.enable_x64(x64):
+        solver, sde = solver_of(name, sde_name), SDES[sde_name]
+        state, _ = jax.eval_shape(lambda: by_hand(solver, sde, jax.random.key(0), shape, jnp.dtype(dtype)))
+    assert state.x.shape == shape
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in numbers} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize(("name", "sde_name"), list(in_turn()))
+def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
+    """Batch sizes 1 and 7, another order, other settings, a NaN: nine samples of 8 x 8 pixels."""
+    solver = solver_of(name, sde_name)
+    single = draw(solver, sde_name, batch_size=1)
+    seven = draw(solver, sde_name, batch_size=7)
+    assert (single.status == Status.COMPLETED).all()
+    for field in ("x", "nfe", "accepted", "rejected"):
+        np.testing.assert_array_equal(getattr(single, field), getattr(seven, field), field)
+    ids = [5, 0, 7, 3, 1, 2, 8]
+    shuffled = draw(solver, sde_name, batch_size=7, num_samples=None, sample_ids=ids)
+    np.testing.assert_array_equal(shuffled.x, seven.x[ids])
+
+    # every ask is counted: the loop by hand asks as often
+    key = driver.sample_key(jax.random.key(0), jnp.uint32(4))
+    state, calls = by_hand(solver, SDES[sde_name], key, (8, 8, 1), jnp.dtype("float32"))
+    assert calls == single.nfe[4]
+    # its arithmetic is compiled anew, and an adaptive method's tests may fall otherwise: to rounding
+    np.testing.assert_allclose(state.x, single.x[4], atol=2e-3)
+
+    spoilt = draw(solver, sde_name, below=0.5, batch_size=7)
+    assert spoilt.status[3] == Status.NON_FINITE
+    assert np.isfinite(spoilt.x).all()
+    others = np.arange(9) != 3
+    lane_of_3 = [i for i in range(7, 9)]  # ids 7 and 8 may follow id 3 in its lane
+    clean = [i for i in range(9) if others[i] and i not in lane_of_3]
+    np.testing.assert_array_equal(spoilt.x[clean], seven.x[clean])
+
+    with counted() as compiled:
+        draw(changed(name, sde_name), sde_name, batch_size=7)
+    assert not compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2,), (32, 32, 3)])
+@pytest.mark.parametrize(("name", "sde_name"), PAIRS)
+def test_the_moments_are_the_datas(name, sde_name, shape):
+    """With 400 evaluations or so, mean and deviation come within the sampling error and 3 % of bias."""
+    solver = solver_of(name, sde_name)
+    if hasattr(solver, "num_steps"):
+        solver = dataclasses.replace(solver, num_steps=200)
+    num_samples = 2000 if shape == (2,) else 4
+    x = draw(solver, sde_name, shape=shape, num_samples=num_samples, batch_size=num_samples).x
+    # five deviations of the estimates: a false alarm in 1.7 million
+    numbers = num_samples * math.prod(shape)
+    assert abs(x.mean() - 0.3) < 5 * 0.2 / numbers**0.5 + 0.006
+    assert abs(x.std() - 0.2) < 5 * 0.2 / (2 * numbers) ** 0.5 + 0.006
+
+
+def test_ancestral_sampling_is_not_for_sub_vp():
+    with pytest.raises(ValueError, match=r"(?i)sub-?vp"):
+        AncestralSampling(num_steps=STEPS).init(SubVPSDE(), jax.random.key(0), (2,), jnp.float32)
