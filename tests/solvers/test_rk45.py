@@ -38,7 +38,11 @@ def run(score, solver, sde, state):
         x, t = solver.ask(state)
         return solver.tell(sde, state, score(sde, x, t)), nfe + 1
 
-    return jax.lax.while_loop(lambda carry: carry[0].status == Status.RUNNING, evaluate, (state, 0))
+    def goes_on(carry):
+        state, nfe = carry
+        return (state.status == Status.RUNNING) & (nfe < 5000)  # ten times what is needed: no test hangs
+
+    return jax.lax.while_loop(goes_on, evaluate, (state, 0))
 
 
 @functools.partial(jax.jit, static_argnames="score")
@@ -144,7 +148,7 @@ def test_one_step_errs_by_the_sixth_power_of_h_and_its_estimate_by_the_fifth():
         exact = 1 / (1 / x + jnp.sin(t) - jnp.sin(t - h))
         return end.accepted, jnp.linalg.norm(end.x - exact), jnp.linalg.norm(estimate)
 
-    # errors from 1e-9 to 1e-12: the fifth power rules above, rounding below
+    # errors from 7e-9 to 1e-12: higher powers of h still count above, rounding below
     steps = 0.2 * 0.7 ** np.arange(5)
     accepted, errors, estimates = zip(*map(step, steps), strict=True)
     assert all(accepted)
