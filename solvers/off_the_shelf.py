@@ -55,7 +55,7 @@ class Method:
 
 
 # Left out: methods for underdamped Langevin equations (ALIGN, QUICSORT, ShOULD), and GeneralShARK, in whose
-# place diffrax recommends ShARK where noise is additive. Euler is ours, and diffrax refuses it adaptive steps.
+# place diffrax recommends ShARK where noise is additive. Euler is ours; adaptive steps it is refused there.
 METHODS = {
     "euler_heun": Method(diffrax.EulerHeun, 1, estimates_error=False),
     "ito_milstein": Method(diffrax.ItoMilstein, 1, estimates_error=False),
