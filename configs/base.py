@@ -83,9 +83,13 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.dtype = "float32"  # of the network's computation: float32 or bfloat16
 
     config.data = data = ConfigDict()
-    data.name = "digits"
+    data.name = "digits"  # digits, or as tensorflow-datasets calls it: see training/sources.py, docs/data.md
+    data.path = placeholder(str)  # folder, .zip or .npz of images, or of prepared tensorflow-datasets
+    data.split = placeholder(str)  # train by default; of files at data.path, a name only
     data.image_size = 8  # pixels a side
     data.num_channels = 1
+    data.crop = placeholder(int)  # side of the central square taken first, pixels
+    data.resize = placeholder(str)  # of the central square: box, bilinear, bicubic or lanczos; or pad with 0
     data.centered = False  # images in [-1, 1] (VP) instead of [0, 1] (VE)
     data.random_flip = False  # horizontally, in training
     data.uniform_dequantization = False  # add U(0, 1) of a grey level, in training
@@ -108,5 +112,6 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
     evaluation.features = "inception"  # network for FID and IS: inception or digits
     evaluation.shard_size = 1024  # samples a file
+    evaluation.reference = placeholder(str)  # file of moments; None for those stored, or the data's own
 
     return config.lock()

@@ -59,7 +59,7 @@ def train(
     # All that can be wrong with the config is found before the workdir is touched.
     settings.check(config)
     sde = from_config(config.sde)
-    images = datasets.load(config.data)
+    images = datasets.held(datasets.open_images(config.data))
     step_fn = make_step(config, models.build(config), sde)
     workdir = Path(workdir).absolute()
     require(
@@ -97,9 +97,15 @@ def train(
         tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1) as metrics,
         tqdm(total=training.num_steps, initial=first, unit="step", disable=not progress) as bar,
     ):
-        for step in range(first + 1, training.num_steps + 1):
-            rows = datasets.batch_rows(config.seed, step - 1, training.batch_size, len(images))
-            state, step_loss = step_fn(state, jnp.asarray(images[rows]))
+        batches = datasets.batches(
+            images,
+            seed=config.seed,
+            batch_size=training.batch_size,
+            first_step=first + 1,
+            last_step=training.num_steps,
+        )
+        for step, batch in enumerate(batches, start=first + 1):
+            state, step_loss = step_fn(state, jnp.asarray(batch))
             window.add(step_loss)
             bar.update()
             last = step == training.num_steps

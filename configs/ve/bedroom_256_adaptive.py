@@ -12,5 +12,5 @@ from configs.ve.church_256_adaptive import get_config as church_config
 def get_config():
     config = church_config()
     config.sde.sigma_max = 378.0
-    config.data.name = "lsun_bedroom"
+    config.data.name = "lsun/bedroom"
     return config

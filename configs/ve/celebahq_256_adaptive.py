@@ -13,5 +13,6 @@ def get_config():
     config = church_config()
     config.sde.sigma_max = 348.0
     config.solver.first_step = 0.01
-    config.data.name = "celebahq"
+    config.data.name = "celeb_a_hq/256"
+    config.data.resize = None  # they come at this size
     return config

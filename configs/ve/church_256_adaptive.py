@@ -25,9 +25,10 @@ def get_config():
     config.model.progressive_input = "input_skip"
     config.model.embedding_type = "fourier"
     config.model.scale_by_sigma = True
-    config.data.name = "lsun_church"
+    config.data.name = "lsun/church_outdoor"
     config.data.image_size = 256
     config.data.num_channels = 3
+    config.data.resize = "bilinear"  # the shorter side is 256 already: the central square is taken as it is
     config.data.random_flip = True
     config.training.batch_size = 64
     config.training.num_steps = 2_400_000
