@@ -28,6 +28,7 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
+from solvers.sums import mean_of_squares, sum_of_squares
 
 Norm = Literal["l2_scaled", "l2", "linf"]
 ErrorEstimate = Literal["heun", "lamba"]
@@ -267,8 +268,8 @@ class Adaptive:
     def _norm(self, ratio: Sample) -> Array:
         match self.norm:
             case "l2_scaled":
-                return jnp.sqrt(jnp.mean(ratio**2))
+                return jnp.sqrt(mean_of_squares(ratio))
             case "l2":
-                return jnp.sqrt(jnp.sum(ratio**2))
+                return jnp.sqrt(sum_of_squares(ratio))
             case "linf":
                 return jnp.max(jnp.abs(ratio))

@@ -33,6 +33,7 @@ from sde_lib.pytrees import register_dataclass
 from solvers.grids import Grid, UniformTime, grid_time
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
+from solvers.sums import sum_of_squares
 
 
 def langevin_step(
@@ -44,7 +45,7 @@ def langevin_step(
     """
     # 2. ε = 2 α (r ‖z‖/‖g‖)²
     alpha = (sde.marginal(t)[0] / sde.marginal(t_next)[0]) ** 2
-    step = 2 * alpha * snr**2 * jnp.sum(z**2) / jnp.sum(score**2)
+    step = 2 * alpha * snr**2 * sum_of_squares(z) / sum_of_squares(score)
     # 3. x ← x + ε g + √(2ε) z
     return (x + step * score + jnp.sqrt(2 * step) * z).astype(x.dtype)
 

@@ -33,6 +33,7 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key
+from solvers.sums import mean_of_squares
 
 SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0
 MIN_STEP = 10  # spacings of floating-point numbers at t
@@ -201,7 +202,7 @@ def _combine(weights: Float[Array, " 7"], K: Float[Array, "7 *shape"]) -> Sample
 
 
 def _rms(ratio: Sample) -> Array:
-    return jnp.sqrt(jnp.mean(ratio**2))
+    return jnp.sqrt(mean_of_squares(ratio))
 
 
 def _min_step(t: Time) -> Time:
