@@ -121,10 +121,11 @@ def test_identity_ignores_what_does_not_determine_samples():
         "training__num_steps": 1,
         "model__checkpoint": "elsewhere",
         "model__dropout": 0.0,
-        "solver__num_steps": 17,  # Euler-Maruyama's
         "sde__beta_min": 0.2,  # VP's
     }
     assert identity_of(**others) == (identity, digest)
+    # Adaptive's tolerance is nothing to another solver
+    assert identity_of(solver__name="heun", solver__eps_rel=0.5) == identity_of(solver__name="heun")
 
 
 def test_identity_notices_what_determines_samples():
@@ -144,6 +145,9 @@ def test_identity_notices_what_determines_samples():
         {"solver__extrapolate": False},
         {"solver__name": "euler_maruyama"},
         {"solver__name": "euler_maruyama", "solver__num_steps": 17},
+        {"solver__name": "heun"},
+        {"solver__name": "heun", "solver__grid": "uniform_t"},
+        {"solver__name": "heun", "solver__grid": "edm", "solver__rho": 5.0},
     ]
     digests = {identity_of(**settings)[1] for settings in others}
     digests |= {identity_of(checkpoint_sha256=sha256)[1] for sha256 in ("ee", None)}
