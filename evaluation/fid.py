@@ -23,6 +23,9 @@ from sde_lib.checks import require
 # Below this many samples a feature, the published advice for Inception (10,000 for 2048) is missed
 ADVISED_SAMPLES_PER_FEATURE = 5
 
+# The smallest eigenvalue whose root is taken, of the largest one; the root is then off by 1e-16 / sqrt(1e-6)
+NEGLIGIBLE = 1e-6
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -75,13 +78,13 @@ class Moments:
     """Number, mean and scatter of feature vectors.
 
     Attributes:
-        count: number n of vectors.
+        count: number n of vectors; None where a published file does not say.
         mean: [d].
-        scatter: [d, d], the sum over the vectors of (v − mean)(v − mean)^T.
+        scatter: [d, d], the sum over the vectors of (v − mean)(v − mean)^T; without a count, the covariance.
         source: what they are moments of.
     """
 
-    count: int
+    count: int | None
     mean: Float64[np.ndarray, " d"]
     scatter: Float64[np.ndarray, "d d"]
     source: Source
@@ -120,6 +123,8 @@ class Moments:
             f"{self.source} to merge with",
             "merge moments of parts of one set only",
         )
+        if self.count is None or other.count is None:
+            raise ValueError("count = None: allowed is a number of vectors; merge moments that have one")
         count = self.count + other.count
         step = other.mean - self.mean
         return Moments(
@@ -132,7 +137,8 @@ class Moments:
     @property
     def name(self) -> str:
         """What they are of, as data:split:number."""
-        return f"{self.source.data}:{self.source.split}:{self.count}"
+        count = "unknown" if self.count is None else self.count
+        return f"{self.source.data}:{self.source.split}:{count}"
 
     @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
@@ -141,6 +147,8 @@ class Moments:
         Raises:
             ValueError: for fewer than two vectors.
         """
+        if self.count is None:
+            return self.scatter
         require(
             self.count >= 2,
             "number of samples",
@@ -212,18 +220,42 @@ def frechet_distance(
     root of the product, this needs no invertible covariance, and no root is taken of an eigenvalue that is
     rounding noise around zero.
     """
-    cross = np.sum(scipy.linalg.svdvals(_factor(covariance_1).T @ _factor(covariance_2)))
+    cross = _nuclear_norm(_factor(covariance_1).T @ _factor(covariance_2))
     step = mean_1 - mean_2
     distance = step @ step + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross
     return max(float(distance), 0.0)  # equal moments can come out at −1e-13
 
 
 def _factor(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
-    """A with A A^T = covariance, with one column for each eigenvalue above the solver's rounding error."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    # a constant feature set has no eigenvalue above zero; one zero column keeps the shapes usable
-    return vectors[:, kept] * np.sqrt(values[kept]) if kept.any() else np.zeros((len(values), 1))
+    """A with A A^T = covariance and as many columns as its rank: Cholesky with pivots.
+
+    It stops where what is left is d machine epsilons of the largest variance (LAPACK's default): rounding.
+    """
+    (pstrf,) = scipy.linalg.get_lapack_funcs(("pstrf",), (covariance,))
+    factor, pivots, rank, _ = pstrf(covariance, lower=1)
+    columns = np.empty((len(covariance), rank))
+    columns[pivots - 1] = np.tril(factor)[:, :rank]
+    return columns
+
+
+def _nuclear_norm(matrix: Float64[np.ndarray, "m n"]) -> float:
+    """The sum of the singular values, to rounding of the largest one for each.
+
+    They are roots of eigenvalues of M^T M, found many times as fast as by LAPACK's SVD, which spends itself
+    on matrix-vector products. But an eigenvalue is exact to rounding of the largest, so its root only where
+    it is not much smaller. The others are found again, free of the large ones: M restricted to their
+    eigenvectors.
+    """
+    total = 0.0
+    while matrix.size:
+        eigenvalues, vectors = np.linalg.eigh(matrix.T @ matrix)
+        largest = eigenvalues[-1]
+        if largest <= 0:
+            break
+        small = eigenvalues < NEGLIGIBLE * largest
+        total += float(np.sqrt(eigenvalues[~small]).sum())
+        matrix = matrix @ vectors[:, small]
+    return total
 
 
 def warn_if_few(num_samples: int, network: FeatureNetwork) -> None:

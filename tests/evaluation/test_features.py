@@ -1,6 +1,12 @@
 """Feature networks: the digits classifier is as good as it says, and batching does not show."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,6 +48,36 @@ def test_any_number_of_images_by_one_compiled_program(network, number, caplog):
     assert some_features.shape == (number, network.num_features)
 
 
+def test_images_may_be_on_a_device_already(network):
+    images, _ = digits_classifier.labelled_digits()
+    on_device = jnp.asarray(images[:300])
+    # bitwise: the same program on the same numbers
+    assert all(map(np.array_equal, network(on_device), network(images[:300])))
+
+
+def test_devices_share_a_batch():
+    # a process of its own, for there the number of devices can be chosen
+    program = """
+import jax, numpy as np
+from evaluation import digits_classifier, features
+network = features.load_features("digits")
+assert jax.local_device_count() == 2
+images = digits_classifier.labelled_digits()[0][:5]
+parts = features.FeatureNetwork(**{**vars(network), "batch_size": 3})(images)  # 3 is rounded up to 4
+forward = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), network.forward)
+for part, whole in zip(parts, jax.jit(forward)(images), strict=True):
+    np.testing.assert_allclose(part, whole, atol=1e-5)  # float32, of another batch size
+sharding = jax.tree.leaves(network.forward)[0].sharding
+assert sharding.device_set == set(jax.devices()) and sharding.is_fully_replicated
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=environment)
+
+
 def test_weights_are_leaves_of_the_function(network):
     assert sum(leaf.size for leaf in jax.tree.leaves(network.forward)) > 10_000
 
@@ -65,8 +101,6 @@ def test_wrong_images_are_refused(network, images, message):
 def test_unknown_and_absent_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"config.eval.features = 'digit'.*did you mean 'digits'"):
         features.load_features("digit")
-    with pytest.raises(ValueError, match=r"config.eval.features = 'inception'.*set config.eval.features"):
-        features.load_features("inception")
     with pytest.raises(FileNotFoundError, match=r"python -m evaluation.digits_classifier"):
         digits_classifier.load_forward(tmp_path / "absent.npz")
 

@@ -76,6 +76,22 @@ def test_wide_spectrum_keeps_its_small_directions():
     assert fid(moments(covariance), moments(u * small @ u.T)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("counts", "d"), [((40, 30), 64), ((40, 200), 64), ((200, 200), 64)])
+def test_moments_of_fewer_vectors_than_dimensions(counts, d):
+    # With centred vectors X the factor of the covariance is X^T / sqrt(n − 1) itself, whatever its rank
+    random = np.random.default_rng(9)
+    features = [
+        np.maximum(random.standard_normal((n, d)) * np.logspace(0, -4, d), 0).astype(np.float32)
+        for n in counts
+    ]
+    means = [x.mean(axis=0, dtype=float) for x in features]
+    factors = [(x - mean) / np.sqrt(len(x) - 1) for x, mean in zip(features, means, strict=True)]
+    step = means[0] - means[1]
+    cross = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
+    expected = step @ step + sum((x**2).sum() for x in factors) - 2 * cross
+    assert fid(*(Moments.of(x, SOURCE) for x in features)) == pytest.approx(expected, rel=1e-10)
+
+
 def test_distance_to_itself_and_to_a_point():
     covariance = np.cov(np.random.default_rng(6).standard_normal((16, 100)))
     assert fid(moments(covariance), moments(covariance)) == pytest.approx(0, abs=1e-12)
