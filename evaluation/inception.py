@@ -141,8 +141,8 @@ def convolution(
     return nn.relu(x)
 
 
-# Pooling by one axis after the other, as sums and maxima of shifted images: on CPUs twice to ten times as fast
-# as XLA's windowed reductions
+# Pooling by one axis after the other, as sums and maxima of shifted images: on CPUs at least twice as fast as
+# XLA's windowed reductions
 
 
 def maximum(x: Array) -> Array:
