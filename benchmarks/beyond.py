@@ -1,0 +1,378 @@
+"""The adaptive exponential solver against the paper's and against tuned fixed grids: NFE at equal quality.
+
+python -m benchmarks.beyond [--quick] [--json FILE] [--problems NAME,NAME] [--no_search] [--workdir DIR]
+
+Problems: mixture_ve_0.05 … mixture_vp_0.2 are benchmarks/mixture.py's exact scores around 1,797 digits, where
+solvers stop at eps and do not denoise; digits_ve and digits_vp are the shipped networks. A problem is run
+with the paper's solver at eps_rel 0.02, AdaptiveExponential as it is by default, and a search over fixed
+grids: every method, order and eta in ``fixed``, on two grids, at growing numbers of steps.
+
+Quality is how far each measured number is from the truth: for the mixtures the mean log-likelihood and the
+residual variance from their expectations, and the Fréchet distance from 0 (benchmarks/exact_score.py explains
+all three); for the networks FID (lower is better) and Inception Score (higher is better). It is equal where
+no number is worse than the paper's solver's by more than the deviation over the paper's solver's seeds.
+
+    <problem>.nfe_ratio     mean NFE over the paper's solver's
+    <problem>.quality_ok    1 where quality is equal, 0 where not
+    <problem>.nfe_mean, nfe_max_over_mean, failed       of all our samples at the default
+    <problem>.best_fixed_nfe, fixed_ratio     the least NFE of a fixed grid of equal quality (NaN: none in the
+                            search), and ours over it
+
+The fixed grids are searched with one seed. "noisy" rows have a score with 5 % of noise on every element.
+Every run is a file below the workdir, named by all that determines it: a killed benchmark goes on where it
+was, and two can share the work by --problems. The plot there is beyond.png.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import models
+import sde_lib
+import solvers
+import training
+from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
+from benchmarks.report import machine, write_json
+from evaluation import fid
+from evaluation.features import load_features
+from evaluation.files import atomic_file, make_folder
+from evaluation.inception_score import inception_score
+from evaluation.samples import to_uint8
+from evaluation.tables import markdown
+from sde_lib import VESDE, VPSDE
+from solvers import Adaptive, Status
+from solvers.adaptive_exponential import AdaptiveExponential
+from solvers.ddim import DDIM
+from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
+from solvers.edm import Heun
+from solvers.grids import Rho, UniformLogSNR
+from solvers.unipc import UniPC
+
+PROBLEMS = [f"mixture_{sde}_{width}" for sde in ("ve", "vp") for width in ("0.05", "0.1", "0.2")]
+PROBLEMS += ["digits_ve", "digits_vp"]
+SAMPLES = {"mixture": 1024, "digits": 512}
+MANY_SAMPLES = 10_000  # for failures and the spread of NFE
+SEEDS, BATCH_SIZE, MAX_EVALUATIONS = 5, 512, 4000
+STEPS = {"mixture": (15, 20, 25, 30, 40), "digits": (8, 12, 16, 20, 30)}
+# the numbers whose truth is at an end; the others have an expectation
+LOWER_IS_BETTER = {"frechet": True, "fid": True, "is_mean": False}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One run of one solver, and its name in the table; solver None draws true samples."""
+
+    problem: str
+    name: str
+    solver: Any
+    seed: int
+    num_samples: int
+    noise: float = 0.0  # of the score, relative, on every element
+
+    @property
+    def identity(self) -> str:
+        what = [self.problem, repr(self.solver), self.seed, self.num_samples, self.noise]
+        what.append(_code(type(self.solver)))
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code(solver: type) -> str:
+    """A hash of the solver's own module."""
+    if solver is type(None):
+        return ""
+    return hashlib.sha256(
+        Path(importlib.import_module(solver.__module__).__file__ or "").read_bytes()
+    ).hexdigest()
+
+
+def paper(ve: bool) -> Adaptive:
+    return Adaptive(eps_rel=0.02, eps_abs=1 / 256 if ve else 2 / 256, first_step=0.5 if ve else 0.01)
+
+
+def ours(ve: bool, **settings: Any) -> AdaptiveExponential:
+    return AdaptiveExponential(eps_abs=1 / 256 if ve else 2 / 256, **settings)
+
+
+def fixed(num_steps: int) -> Iterator[tuple[str, Any]]:
+    for label, grid in (("log-SNR", UniformLogSNR()), ("rho 7", Rho())):
+        for order in (2, 3):
+            yield f"DPM++ {order}M, {label}", DPMSolverPP(order=order, num_steps=num_steps, grid=grid)
+            yield f"UniPC-{order}, {label}", UniPC(order=order, num_steps=num_steps, grid=grid)
+    yield "SDE-DPM++ 2M, log-SNR", SDEDPMSolverPP(num_steps=num_steps, grid=UniformLogSNR())
+    for eta in (0.0, 1.0):
+        yield f"DDIM eta {eta:g}, log-SNR", DDIM(eta=eta, num_steps=num_steps, grid=UniformLogSNR())
+    if num_steps % 2 == 0:
+        yield "Heun, rho 7", Heun(num_steps=num_steps // 2, grid=Rho())
+
+
+def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Task]:
+    """The seeds of ours and the paper's first, then the search."""
+    for problem in problems:
+        family, ve = problem.partition("_")[0], "_ve" in problem
+        common: dict[str, Any] = {"problem": problem}
+        common["num_samples"] = 256 if quick else SAMPLES[family]
+        for seed in range(2 if quick else SEEDS):
+            if family == "mixture":
+                yield Task(name="truth", solver=None, seed=seed, **common | {"num_samples": MANY_SAMPLES})
+            yield Task(name="ours", solver=ours(ve), seed=seed, **common)
+            yield Task(name="paper", solver=paper(ve), seed=seed, **common)
+    for problem in problems:
+        family, ve = problem.partition("_")[0], "_ve" in problem
+        shared: dict[str, Any] = {"problem": problem, "seed": 0}
+        shared["num_samples"] = 256 if quick else SAMPLES[family]
+        for eps_rel in () if quick else (0.1, 0.05, 0.01):
+            yield Task(name=f"ours, eps_rel {eps_rel:g}", solver=ours(ve, eps_rel=eps_rel), **shared)
+        for eta in () if quick else (0.0, 0.5):
+            yield Task(name=f"ours, eta {eta:g}", solver=ours(ve, eta=eta), **shared)
+        if family == "mixture" and not quick:
+            yield Task(name="ours, many", solver=ours(ve), **shared | {"num_samples": MANY_SAMPLES})
+        if problem.endswith("_0.1") and not quick:
+            yield Task(name="ours, noisy", solver=ours(ve), noise=0.05, **shared)
+            yield Task(name="paper, noisy", solver=paper(ve), noise=0.05, **shared)
+            yield Task(name="UniPC-3, noisy", solver=UniPC(num_steps=25), noise=0.05, **shared)
+        for n in (20,) if quick else STEPS[family] if search else ():
+            for name, solver in fixed(n):
+                yield Task(name=name, solver=solver, **shared)
+
+
+def measured(path: Path, task: Task) -> dict[str, float]:
+    """The record of a task: read, or made and written."""
+    if path.exists():
+        return json.loads(path.read_text())
+    record = (on_mixture if task.problem.startswith("mixture") else on_digits)(task)
+    with atomic_file(path) as file:
+        file.write(json.dumps(record | {"task": str(task)}, indent=1).encode())
+    return record
+
+
+def counts(solution: Any) -> dict[str, float]:
+    failed = int((solution.status != Status.COMPLETED).sum())
+    return {"nfe": float(solution.nfe.mean()), "nfe_max": float(solution.nfe.max()), "failed": failed}
+
+
+def noisy_score(score_fn: Any, noise: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+    """The score times 1 + noise N(0, 1); the same x gives the same numbers, as a network's error would."""
+
+    def factor(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x.ravel()[0], jnp.uint32)
+        return 1 + noise * jax.random.normal(jax.random.key(bits), x.shape)
+
+    return score_fn(x, t) * jax.vmap(factor)(x)
+
+
+def on_mixture(task: Task) -> dict[str, float]:
+    _, name, bandwidth = task.problem.split("_")
+    sde: Any = VESDE() if name == "ve" else VPSDE()
+    mixture, key = digits_mixture(sde, float(bandwidth)), jax.random.key(task.seed)
+    if task.solver is None:
+        x = np.asarray(mixture.samples(sde, sde.eps, key=key, num_samples=task.num_samples))
+        record = {"nfe": 0.0, "nfe_max": 0.0, "failed": 0}
+    else:
+        solution = solvers.sample(
+            Partial(noisy_score, mixture.score_fn(sde), jnp.float32(task.noise)),
+            sde,
+            task.solver,
+            key=key,
+            shape=SHAPE,
+            num_samples=task.num_samples,
+            batch_size=min(BATCH_SIZE, task.num_samples),
+            denoise=False,
+            max_evaluations=MAX_EVALUATIONS,
+        )
+        x, record = solution.x, counts(solution)
+    t = jnp.full(len(x), sde.eps, x.dtype)
+    unit, pixels = pixel_unit(sde), math.prod(SHAPE)
+    flat = x.reshape(len(x), -1).astype(np.float64) / unit
+    mean, covariance = mixture.moments(sde, sde.eps)
+    # as densities of pixels in [0, 1]
+    log_likelihood = float(jnp.mean(mixture.log_density(sde, jnp.asarray(x), t))) + pixels * math.log(unit)
+    distance = fid.frechet_distance(
+        flat.mean(axis=0), np.cov(flat, rowvar=False), mean / unit, covariance / unit**2
+    )
+    residual = float(jnp.mean(mixture.residual(sde, jnp.asarray(x), t)))
+    return record | {"log_likelihood": log_likelihood, "frechet": distance, "residual": residual}
+
+
+def on_digits(task: Task) -> dict[str, float]:
+    name = task.problem.rpartition("_")[2]
+    config = importlib.import_module(f"configs.{name}.digits_adaptive").get_config()
+    sde = sde_lib.from_config(config.sde)
+    solution = solvers.sample(
+        models.load_score_fn(config),
+        sde,
+        task.solver,
+        key=jax.random.key(task.seed),
+        shape=(config.data.image_size, config.data.image_size, config.data.num_channels),
+        num_samples=task.num_samples,
+        batch_size=64,
+        max_evaluations=MAX_EVALUATIONS,
+    )
+    network = load_features("digits")
+    images = to_uint8(solution.x, centered=config.data.centered)
+    features, logits = network(images)
+    source = fid.Source.of(network, data="digits", split="all")
+    reference = fid.Moments.of(network(training.load(config.data))[0], source)
+    return counts(solution) | {
+        "fid": fid.fid(fid.Moments.of(features, source), reference),
+        "is_mean": inception_score(logits)[0],
+    }
+
+
+Runs = dict[str, list[dict[str, float]]]  # by the row's name and setting, one record a seed
+
+
+def grouped(records: dict[Task, dict[str, float]], problem: str) -> Runs:
+    runs: Runs = {}
+    for task, record in records.items():
+        if task.problem == problem:
+            has_steps = task.solver is not None and "num_steps" in vars(task.solver)
+            row = f"{task.name}, {record['nfe']:.0f}" if has_steps else task.name
+            runs.setdefault(row, []).append(record)
+    return runs
+
+
+def badness(runs: Runs, row: str) -> dict[str, float]:
+    """How bad each number is, the more the worse: the distance of its mean to the truth's."""
+    bad = {}
+    for number in runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "task"}:
+        mean = float(np.mean([record[number] for record in runs[row]]))
+        if number in LOWER_IS_BETTER:
+            bad[number] = mean if LOWER_IS_BETTER[number] else -mean
+        else:
+            bad[number] = abs(mean - float(np.mean([record[number] for record in runs["truth"]])))
+    return bad
+
+
+def equal_quality(runs: Runs, row: str) -> bool:
+    """Not worse than the paper's solver by more than its seeds differ."""
+    limits = badness(runs, "paper")
+    for number, limit in limits.items():
+        spread = np.std([record[number] for record in runs["paper"]], ddof=1)
+        if not badness(runs, row)[number] <= limit + spread:
+            return False
+    return True
+
+
+def figures_of(problem: str, runs: Runs) -> dict[str, float]:
+    mean, theirs = (float(np.mean([r["nfe"] for r in runs[row]])) for row in ("ours", "paper"))
+    grids = [row for row in runs if not row.startswith(("ours", "paper", "truth")) and "noisy" not in row]
+    good = [runs[row][0]["nfe"] for row in grids if equal_quality(runs, row)]
+    best = min(good, default=math.nan)
+    default = [*runs["ours"], *runs.get("ours, many", [])]
+    figures = {
+        "nfe_ratio": mean / theirs,
+        "quality_ok": float(equal_quality(runs, "ours")),
+        "nfe_mean": mean,
+        "nfe_max_over_mean": max(r["nfe_max"] for r in default) / mean,
+        "failed": float(sum(r["failed"] for r in default)),
+        "best_fixed_nfe": best,
+        "fixed_ratio": mean / best,
+    }
+    return {f"{problem}.{name}": value for name, value in figures.items()}
+
+
+def table(records: dict[Task, dict[str, float]], problems: Sequence[str]) -> str:
+    parts = []
+    for problem in problems:
+        runs = grouped(records, problem)
+        numbers = sorted(runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "task"})
+        rows = []
+        for row in sorted(runs, key=lambda row: float(np.mean([r["nfe"] for r in runs[row]]))):
+            cells = [row, f"{np.mean([r['nfe'] for r in runs[row]]):.1f}"]
+            cells += [f"{max(r['nfe_max'] for r in runs[row]):.0f}"]
+            for number in numbers:
+                values = [r[number] for r in runs[row]]
+                deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.4f}{deviation}")
+            cells += [f"{sum(r['failed'] for r in runs[row]):.0f}", "yes" if equal_quality(runs, row) else ""]
+            rows.append(cells)
+        parts.append(
+            f"{problem}\n\n"
+            + markdown(["row", "NFE", "max", *numbers, "failed", "as good as the paper's"], rows)
+        )
+    return "\n\n".join(parts)
+
+
+def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[str]) -> None:
+    """The first number of each problem by NFE, a line for each method."""
+    figure = Figure(
+        figsize=(6 * min(3, len(problems)), 4.5 * -(-len(problems) // 3)), dpi=110, layout="constrained"
+    )
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(-(-len(problems) // 3), min(3, len(problems)), squeeze=False).flat
+    for panel, problem in zip(panels, problems, strict=False):
+        number = "fid" if problem.startswith("digits") else "residual"
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for row, runs in grouped(records, problem).items():
+            if row == "truth" or "noisy" in row or "many" in row:
+                continue
+            label = row.rpartition(", ")[0] or row
+            point = float(np.mean([r["nfe"] for r in runs])), float(np.mean([r[number] for r in runs]))
+            lines.setdefault("ours" if row.startswith("ours, eps") else label, []).append(point)
+        for i, (label, points) in enumerate(lines.items()):
+            own = label.startswith("ours")
+            style: dict[str, Any] = {
+                "marker": "os^D"[i // 10 % 4],
+                "markersize": 3,
+                "linewidth": 2 if own else 0.7,
+            }
+            distances = [(nfe, value if number == "fid" else abs(value - 1)) for nfe, value in sorted(points)]
+            panel.plot(*zip(*distances, strict=True), label=label, **style)
+        panel.set(xscale="log", yscale="log", xlabel="evaluations a sample", title=problem)
+        panel.set_ylabel("FID" if number == "fid" else "distance of the residual variance from 1")
+    panels_legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*panels_legend, loc="outside right center", fontsize=7)
+    with atomic_file(path) as file:
+        canvas.print_png(file)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one mixture, few samples, in a minute or two")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--problems", help=f"some of {', '.join(PROBLEMS)}, by comma")
+    parser.add_argument("--no_search", action="store_true", help="leave the fixed grids out")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_beyond"))
+    parsed = parser.parse_args(arguments)
+    problems = parsed.problems.split(",") if parsed.problems else PROBLEMS[:1] if parsed.quick else PROBLEMS
+    if unknown := sorted(set(problems) - set(PROBLEMS)):
+        parser.error(f"--problems = {','.join(unknown)}: allowed are {', '.join(PROBLEMS)}")
+
+    make_folder(parsed.workdir / "runs")
+    records = {}
+    with tqdm(list(tasks(problems, quick=parsed.quick, search=not parsed.no_search)), unit="run") as bar:
+        for task in bar:
+            bar.set_postfix_str(f"{task.problem} {task.name} seed {task.seed}")
+            records[task] = measured(parsed.workdir / "runs" / f"{task.identity}.json", task)
+
+    figures: dict[str, float] = {}
+    for problem in problems:
+        figures |= figures_of(problem, grouped(records, problem))
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in figures))
+    summary = [[p, *(f"{figures[f'{p}.{name}']:.3g}" for name in names)] for p in problems]
+    print(f"{machine()}\n\n{table(records, problems)}\n\n{markdown(['problem', *names], summary)}")
+    if parsed.json:
+        write_json(parsed.json, figures)
+    plot(parsed.workdir / "beyond.png", records, problems)
+
+
+if __name__ == "__main__":
+    main()
