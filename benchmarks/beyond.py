@@ -129,7 +129,7 @@ def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Tas
         common["num_samples"] = 256 if quick else SAMPLES[family]
         for seed in range(2 if quick else SEEDS):
             if family == "mixture":
-                yield Task(name="truth", solver=None, seed=seed, **common | {"num_samples": MANY_SAMPLES})
+                yield Task(name="truth", solver=None, problem=problem, seed=seed, num_samples=MANY_SAMPLES)
             yield Task(name="ours", solver=ours(ve), seed=seed, **common)
             yield Task(name="paper", solver=paper(ve), seed=seed, **common)
     for problem in problems:
@@ -141,7 +141,7 @@ def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Tas
         for eta in () if quick else (0.0, 0.5):
             yield Task(name=f"ours, eta {eta:g}", solver=ours(ve, eta=eta), **shared)
         if family == "mixture" and not quick:
-            yield Task(name="ours, many", solver=ours(ve), **shared | {"num_samples": MANY_SAMPLES})
+            yield Task(name="ours, many", solver=ours(ve), problem=problem, seed=0, num_samples=MANY_SAMPLES)
         if problem.endswith("_0.1") and not quick:
             yield Task(name="ours, noisy", solver=ours(ve), noise=0.05, **shared)
             yield Task(name="paper, noisy", solver=paper(ve), noise=0.05, **shared)

@@ -52,8 +52,8 @@ from solvers.noise import prior_key, standard_normal
 # the error of this step of low order falls faster than that of the others.
 FIRST_STEP, FIRST_AT = 1.0, 0.002
 SAFETY, SHRINK, GROW = 0.9, 0.3, 2.0
-# What one step may add to the error, of the tolerance, which is the final image's: the errors of 64 steps that
-# know nothing of each other add up to 8 times one. So the paper's tolerance of 0.02 is a good one here, too.
+# What one step may add to the error, of the tolerance, which is the final image's: errors of 64 steps that
+# know nothing of each other add up to 8 times one. So the paper's tolerance of 0.02 is right here, too.
 SHARES = 8
 
 
