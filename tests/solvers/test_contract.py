@@ -6,7 +6,6 @@ solver, in turn, and for the others under the ``slow`` marker.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +124,7 @@ def _spoilable(sde, below, x, t):
 
 def draw(solver, sde_name, below=0.0, **settings):
     sde = SDES[sde_name]
-    settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "num_samples": 21, **settings}
+    settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "num_samples": 70, **settings}
     return sample(spoilable(sde, below), sde, solver, denoise=False, max_evaluations=CAP, **settings)
 
 
@@ -163,13 +162,13 @@ def test_shapes_and_dtypes_are_kept(name, sde_name, shape, x64, dtype):
 
 @pytest.mark.parametrize(("name", "sde_name"), list(in_turn()))
 def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
-    """Two batch sizes (16 and 32 rows), another order, other settings, a NaN: 21 samples of 8 x 8."""
+    """Two batch sizes (16 and 64 rows), another order, other settings, a NaN: 70 samples of 8 x 8."""
     solver = solver_of(name, sde_name)
-    twenty = draw(solver, sde_name, batch_size=20)
+    many = draw(solver, sde_name, batch_size=64)
     seven = draw(solver, sde_name, batch_size=7)
-    assert (twenty.status == Status.COMPLETED).all()
+    assert (many.status == Status.COMPLETED).all()
     for field in ("x", "nfe", "accepted", "rejected"):
-        np.testing.assert_array_equal(getattr(twenty, field), getattr(seven, field), field)
+        np.testing.assert_array_equal(getattr(many, field), getattr(seven, field), field)
     ids = [5, 0, 7, 3, 1, 2, 8]
     shuffled = draw(solver, sde_name, batch_size=7, num_samples=None, sample_ids=ids)
     np.testing.assert_array_equal(shuffled.x, seven.x[ids])
@@ -177,9 +176,9 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
     # every ask is counted: the loop by hand asks as often
     key = driver.sample_key(jax.random.key(0), jnp.uint32(4))
     state, calls = by_hand(solver, SDES[sde_name], key, (8, 8, 1), jnp.dtype("float32"))
-    assert calls == twenty.nfe[4]
+    assert calls == many.nfe[4]
     # its arithmetic is compiled anew, and an adaptive method's tests may fall otherwise: to rounding
-    np.testing.assert_allclose(state.x, twenty.x[4], atol=2e-3)
+    np.testing.assert_allclose(state.x, many.x[4], atol=2e-3)
 
     spoilt = draw(solver, sde_name, below=0.5, batch_size=7)
     assert spoilt.status[3] == Status.NON_FINITE
@@ -194,19 +193,19 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(2,), (32, 32, 3)])
 @pytest.mark.parametrize(("name", "sde_name"), PAIRS)
-def test_the_moments_are_the_datas(name, sde_name, shape):
-    """With 400 evaluations or so, mean and deviation come within the sampling error and 3 % of bias."""
+def test_the_moments_are_the_datas(name, sde_name):
+    """One 32 x 32 x 3 image: five deviations of the estimates (false in one of 1.7 million), 3 % of bias."""
     solver = solver_of(name, sde_name)
-    if hasattr(solver, "num_steps"):
-        solver = dataclasses.replace(solver, num_steps=200)
-    num_samples = 2000 if shape == (2,) else 4
-    x = draw(solver, sde_name, shape=shape, num_samples=num_samples, batch_size=num_samples).x
-    # five deviations of the estimates: a false alarm in 1.7 million
-    numbers = num_samples * math.prod(shape)
-    assert abs(x.mean() - 0.3) < 5 * 0.2 / numbers**0.5 + 0.006
-    assert abs(x.std() - 0.2) < 5 * 0.2 / (2 * numbers) ** 0.5 + 0.006
+    steps = {"num_steps": 200}
+    if isinstance(solver, PredictorCorrector):
+        solver = dataclasses.replace(solver, predictor=dataclasses.replace(solver.predictor, **steps))
+    elif hasattr(solver, "num_steps"):
+        solver = dataclasses.replace(solver, **steps)
+    state, _ = by_hand(solver, SDES[sde_name], jax.random.key(2), (32, 32, 3), jnp.dtype("float32"))
+    assert state.status == Status.COMPLETED
+    assert abs(state.x.mean() - 0.3) < 5 * 0.2 / 3072**0.5 + 0.006
+    assert abs(state.x.std() - 0.2) < 5 * 0.2 / 6144**0.5 + 0.006
 
 
 def test_ancestral_sampling_is_not_for_sub_vp():
