@@ -21,6 +21,7 @@ MODES = {
     "sample": "sample what is missing, without FID and IS",
     "sweep": "every cell of --sweep, in one table and one plot of FID against NFE",
     "reproduce": "--table of the paper, ours beside the published; needs no --config",
+    "stats": "moments of the config's data, that FID is to; computed once and stored",
     "train": "train the config's model; killed, it goes on from its last checkpoint",
     "convert": "write --checkpoint in this project's format to --out",
 }
@@ -29,6 +30,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", 
 MODE = flags.DEFINE_string("mode", "eval", "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/CONFIG-HASH by default.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights to use instead of config.model.checkpoint.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "For --mode=eval: measure these, a folder, a .zip or an .npz file, instead of sampling."
+)
 OUT = flags.DEFINE_string("out", None, "A new folder for --mode=convert.")
 SWEEP = flags.DEFINE_multi_string(
     "sweep",
@@ -45,6 +49,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For --mode=reproduce: lan
 OF_ONE_MODE = {
     "sweep": "sweep",
     "out": "convert",
+    "images": "eval",
     **dict.fromkeys(("table", "num_samples", "seeds", "batch_size"), "reproduce"),
 }
 
@@ -64,26 +69,69 @@ def main(argv: list[str]) -> None:
         return reproduce()
     require(CONFIG.value is not None, "--config", None, "a file of configs/", f"such as {DEFAULT_CONFIG}")
     keep_compiled_programs(CONFIG.value.compilation_cache)
-    modes = {"eval": evaluate, "sample": sample, "sweep": sweep, "train": train, "convert": convert}
+    modes = {
+        "eval": evaluate,
+        "sample": sample,
+        "sweep": sweep,
+        "stats": stats,
+        "train": train,
+        "convert": convert,
+    }
     modes[MODE.value]()
 
 
 def evaluate() -> None:
     from evaluation import run
 
+    if IMAGES.value is not None:
+        return evaluate_images(IMAGES.value)
     prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
     measure(prepared, **measures(CONFIG.value))
 
 
 def measures(config) -> dict[str, Any]:
     """What FID and the Inception Score of a config are made with."""
-    import training
-    from evaluation import features, fid
+    from evaluation import features, reference
 
     network = features.load_features(config.eval.features)
-    images = training.load(config.data)
-    reference = fid.moments_of_images(images, network, data=config.data.name, split="train")
-    return {"network": network, "reference": reference}
+    return {"network": network, "reference": reference.find(network, **reference_data(config))}
+
+
+def reference_data(config) -> dict[str, Any]:
+    """What evaluation/reference.py asks to know of a config."""
+    import training
+
+    data, split = training.describe(config.data)
+    return {
+        "given": config.eval.reference,
+        "data": data,
+        "split": split,
+        "pieces": lambda: training.pieces(training.open_images(config.data)),
+    }
+
+
+def stats() -> None:
+    from evaluation import features, reference
+
+    network = features.load_features(CONFIG.value.eval.features)
+    path, moments = reference.store(network, **reference_data(CONFIG.value))
+    print(f"{moments.name}, features {network.name} {network.sha256[:8]} ({network.preprocessing})\n{path}")
+
+
+def evaluate_images(path: str) -> None:
+    import training
+    from evaluation import images, run
+
+    opened = training.open_samples(path, CONFIG.value.data)
+    workdir = Path(WORKDIR.value or default_workdir("images"))
+    result = images.evaluate_images(
+        training.pieces(opened, limit=CONFIG.value.eval.shard_size),
+        path=path,
+        count=opened.count,
+        workdir=workdir,
+        **measures(CONFIG.value),
+    )
+    print(f"{path}\n{run.summary(result)}\n{workdir}/results.jsonl")
 
 
 def sample() -> None:

@@ -123,14 +123,13 @@ class Moments:
             f"{self.source} to merge with",
             "merge moments of parts of one set only",
         )
-        if self.count is None or other.count is None:
-            raise ValueError("count = None: allowed is a number of vectors; merge moments that have one")
-        count = self.count + other.count
+        ours, theirs = _known_count(self), _known_count(other)
+        count = ours + theirs
         step = other.mean - self.mean
         return Moments(
             count=count,
-            mean=self.mean + step * (other.count / count),
-            scatter=self.scatter + other.scatter + np.outer(step, step) * (self.count * other.count / count),
+            mean=self.mean + step * (theirs / count),
+            scatter=self.scatter + other.scatter + np.outer(step, step) * (ours * theirs / count),
             source=self.source,
         )
 
@@ -166,12 +165,21 @@ def moments_of_images(
     return Moments.of(network(images)[0], Source.of(network, data=data, split=split))
 
 
+def _known_count(moments: Moments) -> int:
+    if moments.count is None:
+        raise ValueError(
+            f"count of the moments of {moments.source.data!r} = None: allowed is a number of vectors; "
+            "compute them from the images"
+        )
+    return moments.count
+
+
 def save_moments(path: Path, moments: Moments) -> None:
     """Writes moments with their source, whole or not at all."""
     with atomic_file(path) as file:
         np.savez(
             file,
-            count=moments.count,
+            count=_known_count(moments),
             mean=moments.mean,
             scatter=moments.scatter,
             source=json.dumps(dataclasses.asdict(moments.source)),

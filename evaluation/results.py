@@ -36,7 +36,8 @@ class Result:
     """One line of results.jsonl.
 
     Attributes:
-        config_hash, checkpoint_sha256: of what determines the samples; None for a score without a checkpoint.
+        config_hash, checkpoint_sha256: of what determines the samples; the latter is None for a score without
+            a checkpoint.
         git_commit: of the code, "+changes" added where files differ from it; None outside a repository.
         features: the feature network of fid, is_mean and is_std, as name:sha256; None if none was used.
         reference: what FID is to, as data:split:number.
@@ -46,7 +47,8 @@ class Result:
         nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
         nfe_lockstep: by the published convention, see evaluation/evaluate.py.
         rejected: mean number of rejected steps a sample.
-        failed: number of samples that did not complete.
+        failed: number of samples that did not complete. It and the four above are None for images that were
+            made elsewhere.
         lane_utilization: share of the network's rows that advanced a sample; None if nothing was sampled.
         samples_per_second: of the sampling in this run, without compilation; None if nothing was sampled.
         seconds_compile: None if nothing was sampled.
@@ -64,11 +66,11 @@ class Result:
     fid: float | None
     is_mean: float | None
     is_std: float | None
-    nfe_mean: float
-    nfe_max: int
-    nfe_lockstep: float
-    rejected: float
-    failed: int
+    nfe_mean: float | None
+    nfe_max: int | None
+    nfe_lockstep: float | None
+    rejected: float | None
+    failed: int | None
     lane_utilization: float | None
     samples_per_second: float | None
     seconds_compile: float | None
@@ -122,9 +124,12 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return results
 
 
-def find(workdir: Path, *, config_hash: str, num_samples: int, features: str | None) -> dict[str, Any] | None:
-    """The newest result of this config over so many samples with these features; None if there is none."""
-    wanted = {"config_hash": config_hash, "num_samples": num_samples, "features": features}
+def find(
+    workdir: Path, *, config_hash: str, num_samples: int, features: str | None, reference: str | None
+) -> dict[str, Any] | None:
+    """The newest result of this config of so many samples with these features and reference, or None."""
+    wanted = {"config_hash": config_hash, "num_samples": num_samples}
+    wanted |= {"features": features, "reference": reference}
     for result in reversed(read(workdir)):
         if wanted.items() <= result.items():
             return result

@@ -125,8 +125,13 @@ def sample_and_evaluate(
         network.check(np.empty((0, *run.image_shape), np.uint8))
     results.claim_workdir(workdir, run.identity)
     features = None if network is None else f"{network.name}:{network.sha256}"
+    compared_to = None if reference is None else reference.name
     known = results.find(
-        workdir, config_hash=run.config_hash, num_samples=settings.num_samples, features=features
+        workdir,
+        config_hash=run.config_hash,
+        num_samples=settings.num_samples,
+        features=features,
+        reference=compared_to,
     )
     if known is not None:
         return known
@@ -148,7 +153,7 @@ def sample_and_evaluate(
         checkpoint_sha256=run.identity["checkpoint_sha256"],
         git_commit=results.git_commit(),
         features=features,
-        reference=None if reference is None else reference.name,
+        reference=compared_to,
         devices=results.devices(),
         versions=results.versions(),
         extra={"config": run.name, **solver, **run.weights},
@@ -234,7 +239,8 @@ def summary(result: dict[str, Any]) -> str:
         parts.append(f"FID {result['fid']:.3f}")
     if result["is_mean"] is not None:
         parts.append(f"IS {result['is_mean']:.2f} ± {result['is_std']:.2f}")
-    parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max")
+    if result["nfe_mean"] is not None:
+        parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max")
     parts.append(f"{result['num_samples']:,} samples")
     if result["failed"]:
         parts.append(f"{result['failed']} FAILED")

@@ -56,7 +56,7 @@ def figures(result: dict) -> dict:
         ([VE, "--config.solver.name=adaptiv"], "did you mean 'adaptive'?"),
         (
             [VE, "--mode=evl"],
-            "--mode = 'evl': allowed is one of 'eval', 'sample', 'sweep', 'reproduce', 'train', 'convert';",
+            "--mode = 'evl': allowed is one of 'eval', 'sample', 'sweep', 'reproduce', 'stats', 'train', ",
         ),
         ([VE, "extra"], "arguments = ['extra']: allowed is flags only;"),
         ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),

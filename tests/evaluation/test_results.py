@@ -64,11 +64,17 @@ def test_results_are_appended_and_found(tmp_path):
     append(workdir, dataclasses.replace(RESULT, num_samples=200))
     append(workdir, dataclasses.replace(RESULT, fid=2.5, extra={"kid_mean": 0.1}))
     assert [line["fid"] for line in read(workdir)] == [1.5, 1.5, 2.5]
-    newest = find(workdir, config_hash="aa", num_samples=100, features="digits:00")
+    known: dict[str, Any] = {
+        "config_hash": "aa",
+        "num_samples": 100,
+        "features": "digits:00",
+        "reference": "digits:all:1797",
+    }
+    newest = find(workdir, **known)
     assert newest is not None
     assert (newest["fid"], newest["kid_mean"]) == (2.5, 0.1)
-    assert find(workdir, config_hash="bb", num_samples=100, features="digits:00") is None
-    assert find(workdir, config_hash="aa", num_samples=100, features="digits:11") is None
+    for other in ({"config_hash": "bb"}, {"features": "digits:11"}, {"reference": "digits:test:9"}):
+        assert find(workdir, **known | other) is None
 
 
 def test_a_line_has_every_key_and_is_strict_json(tmp_path):
