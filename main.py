@@ -93,7 +93,7 @@ def measures(config) -> dict[str, Any]:
     """What FID and the Inception Score of a config are made with."""
     from evaluation import features, reference
 
-    network = features.load_features(config.eval.features)
+    network = features.load_features(config.eval.features, config.eval.inception_weights)
     return {"network": network, "reference": reference.find(network, **reference_data(config))}
 
 
@@ -113,8 +113,9 @@ def reference_data(config) -> dict[str, Any]:
 def stats() -> None:
     from evaluation import features, reference
 
-    network = features.load_features(CONFIG.value.eval.features)
-    path, moments = reference.store(network, **reference_data(CONFIG.value))
+    config = CONFIG.value
+    network = features.load_features(config.eval.features, config.eval.inception_weights)
+    path, moments = reference.store(network, **reference_data(config))
     print(f"{moments.name}, features {network.name} {network.sha256[:8]} ({network.preprocessing})\n{path}")
 
 

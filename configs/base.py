@@ -110,7 +110,9 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.num_samples = 50_000
     evaluation.batch_size = 128  # lanes
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
-    evaluation.features = "inception"  # network for FID and IS: inception or digits
+    # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64
+    evaluation.features = "inception"
+    evaluation.inception_weights = placeholder(str)  # its file or folder; None: cached, or downloaded
     evaluation.shard_size = 1024  # samples a file
     evaluation.reference = placeholder(str)  # file of moments; None for those stored, or the data's own
 

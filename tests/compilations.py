@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 _events: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: _events.append(event))
+jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: _events.append(event))
 
 
 @contextlib.contextmanager
