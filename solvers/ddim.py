@@ -21,20 +21,10 @@ from sde_lib import SDE, denoise
 from sde_lib.checks import is_known, require, require_count
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformTime, grid_time
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key, standard_normal
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIMState:
-    x: Sample
-    t: Time
-    key: PRNGKeyArray
-    status: Count
-    accepted: Count
-    rejected: Count
+from solvers.interface import Count, Sample, Time
+from solvers.noise import standard_normal
 
 
 @register_dataclass
@@ -64,20 +54,13 @@ class DDIM:
             allowed = "a share in [0, 1]"
             require(0 <= self.eta <= 1, "eta", self.eta, allowed, "take 0 for the ODE, 1 for ancestral noise")
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> DDIMState:
-        return DDIMState(
-            x=sde.prior(prior_key(key), shape, dtype),
-            t=jnp.asarray(sde.T, dtype),
-            key=key,
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype)
 
-    def ask(self, state: DDIMState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: DDIMState, score: Sample) -> DDIMState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         done = state.accepted + 1
         t_next = grid_time(self.grid, sde, done, self.num_steps, t.dtype)
@@ -90,10 +73,4 @@ class DDIM:
         share = -(self.eta**2) * jnp.expm1(-2 * h)  # (τ/σ')²
         # 2. x' = α' D + √(σ'² − τ²) ε + τ z
         x_next = alpha_next * denoised + sigma_next * (jnp.sqrt(1 - share) * noise + jnp.sqrt(share) * z)
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(x.dtype),
-            t=t_next,
-            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
-            accepted=done,
-        )
+        return stepped(state, x_next, t_next, self.num_steps)

@@ -11,20 +11,10 @@ from jaxtyping import PRNGKeyArray
 from sde_lib import SDE, reverse_drift
 from sde_lib.checks import is_known, require_count
 from sde_lib.pytrees import register_dataclass
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformTime, grid_time
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key, standard_normal
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EulerMaruyamaState:
-    x: Sample
-    t: Time
-    key: PRNGKeyArray
-    status: Count
-    accepted: Count
-    rejected: Count
+from solvers.interface import Count, Sample, Time
+from solvers.noise import standard_normal
 
 
 @register_dataclass
@@ -49,20 +39,13 @@ class EulerMaruyama:
         if is_known(self.num_steps):
             require_count(num_steps=self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> EulerMaruyamaState:
-        return EulerMaruyamaState(
-            x=sde.prior(prior_key(key), shape, dtype),
-            t=jnp.asarray(sde.T, dtype),
-            key=key,
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype)
 
-    def ask(self, state: EulerMaruyamaState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: EulerMaruyamaState, score: Sample) -> EulerMaruyamaState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         done = state.accepted + 1
         t_next = grid_time(self.grid, sde, done, self.num_steps, t.dtype)
@@ -70,10 +53,4 @@ class EulerMaruyama:
         z = standard_normal(state.key, done, x.shape, x.dtype)
         # x ← x − h [f(x, t) − g(t)² s(x, t)] + g(t) √h z
         x_next = x - h * reverse_drift(sde, x, t, score) + sde.diffusion(t) * jnp.sqrt(h) * z
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(x.dtype),
-            t=t_next,
-            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
-            accepted=done,
-        )
+        return stepped(state, x_next, t_next, self.num_steps)

@@ -22,16 +22,15 @@ from sde_lib import SDE, VESDE, VPSDE
 from sde_lib.checks import is_known, require, require_count, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
-from solvers.euler_maruyama import EulerMaruyama, EulerMaruyamaState
+from solvers.euler_maruyama import EulerMaruyama
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformTime, grid_time
-from solvers.interface import Count, Sample, Status, Time
+from solvers.interface import Count, Sample, Time
 from solvers.langevin import langevin_step
-from solvers.noise import prior_key, standard_normal
+from solvers.noise import standard_normal
 
 # folded into a sample's key it makes the corrector's; the predictor's draws have their steps' numbers
 CORRECTOR = 2**32 - 1
-
-PredictorState = EulerMaruyamaState  # all three predictors': one evaluation, one step
 
 
 @register_dataclass
@@ -65,13 +64,13 @@ class ReverseDiffusion:
         if is_known(self.num_steps):
             require_count(num_steps=self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
-        return _first_state(sde, key, shape, dtype)
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype)
 
-    def ask(self, state: PredictorState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: PredictorState, score: Sample) -> PredictorState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
         if isinstance(sde, VESDE | VPSDE):
@@ -82,7 +81,7 @@ class ReverseDiffusion:
             f, G2 = sde.drift(x, t) * h, sde.diffusion(t) ** 2 * h
         # x ← x − f + G² s(x, t) + G z
         z = standard_normal(state.key, state.accepted + 1, x.shape, x.dtype)
-        return _stepped(state, x - f + G2 * score + jnp.sqrt(G2) * z, t_next, self.num_steps)
+        return stepped(state, x - f + G2 * score + jnp.sqrt(G2) * z, t_next, self.num_steps)
 
 
 @register_dataclass
@@ -116,7 +115,7 @@ class AncestralSampling:
         if is_known(self.num_steps):
             require_count(num_steps=self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         require(
             isinstance(sde, VESDE | VPSDE),
             "sde of AncestralSampling",
@@ -124,19 +123,19 @@ class AncestralSampling:
             "VESDE or VPSDE",
             "take ReverseDiffusion or EulerMaruyama for this process",
         )
-        return _first_state(sde, key, shape, dtype)
+        return first_state(sde, key, shape, dtype)
 
-    def ask(self, state: PredictorState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: PredictorState, score: Sample) -> PredictorState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
         r, G2 = _transition(sde, t, t_next)
         ratio = sde.marginal(t_next)[1] / sde.marginal(t)[1]
         # x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z
         z = standard_normal(state.key, state.accepted + 1, x.shape, x.dtype)
-        return _stepped(state, (x + G2 * score) / r + ratio * jnp.sqrt(G2) * z, t_next, self.num_steps)
+        return stepped(state, (x + G2 * score) / r + ratio * jnp.sqrt(G2) * z, t_next, self.num_steps)
 
 
 Predictor = EulerMaruyama | ReverseDiffusion | AncestralSampling
@@ -146,7 +145,7 @@ Predictor = EulerMaruyama | ReverseDiffusion | AncestralSampling
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCorrectorState:
     x: Sample
-    predictor: PredictorState  # as its last step left it; x has been corrected since
+    predictor: FixedStepState  # as its last step left it; x has been corrected since
     corrector_key: PRNGKeyArray
     corrections: Count  # Langevin steps so far
 
@@ -239,31 +238,9 @@ class PredictorCorrector:
         return jax.tree.map(lambda a, b: jnp.where(correcting, a, b), corrected, predicted)
 
 
-def _first_state(sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> PredictorState:
-    return PredictorState(
-        x=sde.prior(prior_key(key), shape, dtype),
-        t=jnp.asarray(sde.T, dtype),
-        key=key,
-        status=jnp.int32(Status.RUNNING),
-        accepted=jnp.int32(0),
-        rejected=jnp.int32(0),
-    )
-
-
 def _transition(sde: SDE, t: Time, t_next: Time) -> tuple[Scalar, Scalar]:
     """(r, G²) of x(t) | x(t_next) ~ N(r x(t_next), G² I)."""
     alpha, sigma = sde.marginal(t)
     alpha_next, _ = sde.marginal(t_next)
     # by way of the log-SNR, since the difference of variances loses its digits at short steps
     return alpha / alpha_next, sigma**2 * -jnp.expm1(2 * (sde.log_snr(t) - sde.log_snr(t_next)))
-
-
-def _stepped(state: PredictorState, x: Sample, t: Time, num_steps: int | Count) -> PredictorState:
-    done = (state.accepted + 1).astype(jnp.int32)
-    return dataclasses.replace(
-        state,
-        x=x.astype(state.x.dtype),
-        t=t,
-        status=jnp.where(done >= num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
-        accepted=done,
-    )
