@@ -68,8 +68,8 @@ def describe(data: Any) -> tuple[str, str]:
 def open_images(data: Any) -> Images:
     """The data set that a config's ``data`` group names, with its first image read.
 
-    ``data.path`` names a folder, a .zip or an .npz file of images, whatever ``data.name`` calls them, or the
-    folder of prepared tensorflow-datasets.
+    ``data.path`` names a folder, a .zip or an .npz file of images, whatever ``data.name`` calls them, the
+    folder of MNIST's own files (``sources.IDX``), or of prepared tensorflow-datasets.
 
     Raises:
         ValueError: for an unknown name, a path that is not there or holds no images, a split that the data
@@ -106,7 +106,7 @@ def _source(data: Any, split: str) -> sources.Source:
     if prepared is not None:
         return sources.of_prepared(prepared, split)
     if data.path is not None:
-        return sources.at_path(data.path, "config.data.path")
+        return sources.of_idx(data.path, split) or sources.at_path(data.path, "config.data.path")
     names = ("digits", *sources.PREPARED)
     if data.name not in names:
         try:

@@ -1,4 +1,4 @@
-"""Where images are read from: prepared tensorflow-datasets, folders and zip files of images, npz arrays.
+"""Where images are read from: prepared tensorflow-datasets, folders and zips of images, npz arrays, IDX files.
 
 Every source is a number of images and a function that reads the i-th, from any thread, so that any order of
 any part can be read without going through the rest. TensorFlow is needed by none of them.
@@ -7,10 +7,12 @@ any part can be read without going through the rest. TensorFlow is needed by non
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from sde_lib.checks import require
+from sde_lib.checks import require, require_choice
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
@@ -193,6 +195,73 @@ def _of_npz(path: epath.Path) -> Source:
             raise
         raise ValueError(f"{path} holds Python objects: store the images as one uint8 array") from None
     return of_array(images, str(path))
+
+
+# The files in which MNIST, and what took its place (Fashion-MNIST, KMNIST), are given out, .gz or not
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def idx_files(folder: str, split: str) -> tuple[epath.Path, epath.Path] | None:
+    """The files of a split's images and labels, None where the folder holds no such files.
+
+    Raises:
+        ValueError: where it does, for a split other than train and test, or one whose file is missing.
+    """
+    place = epath.Path(folder).expanduser()
+
+    def found(name: str) -> list[epath.Path]:
+        return [file for file in (place / name, place / f"{name}.gz") if file.exists()]
+
+    if not any(found(images) for images, _ in IDX.values()):
+        return None
+    require_choice("config.data.split", split, IDX)
+    images, labels = IDX[split]
+    require(
+        found(images) and found(labels),
+        f"files of {folder}",
+        sorted(file.name for file in place.iterdir()),
+        f"{images} and {labels}, with .gz or without",
+        "put both there",
+    )
+    return found(images)[0], found(labels)[0]
+
+
+def read_idx(path: epath.Path) -> UInt8[np.ndarray, "..."]:
+    """An array of bytes in the IDX format: 0, 0, 8 (bytes), the number of axes, their big-endian lengths.
+
+    Raises:
+        ValueError: for a file that is broken, or of another format.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): replace it by a whole copy") from None
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = tuple(np.frombuffer(content[4:], ">u4", axes)) if len(content) >= 4 + 4 * axes else ()
+    values = content[4 + 4 * axes :]
+    require(
+        shape and len(values) == np.prod(shape, dtype=np.int64),
+        f"content of {path}",
+        f"{len(content)} bytes",
+        "an IDX file of bytes, as long as its header says",
+        "replace it by a whole copy",
+    )
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def of_idx(folder: str, split: str) -> Source | None:
+    """The grey images of MNIST's own files, None where the folder holds no such files.
+
+    Raises:
+        ValueError: as ``idx_files`` and ``read_idx``, and for a file that holds no images.
+    """
+    files = idx_files(folder, split)
+    return None if files is None else of_array(read_idx(files[0])[..., None], str(files[0]))
 
 
 def prepared_folder(name: str, path: str | None) -> epath.Path | None:
