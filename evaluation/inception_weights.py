@@ -230,10 +230,10 @@ def _check_named_sha256(path: Path) -> None:
 
 
 def _zipped_torch(path: Path) -> dict[str, np.ndarray]:
-    root, state = published_torch._load_state(path)
+    root, state = published_torch.load_state(path)
     with zipfile.ZipFile(path) as archive:
         return {
-            name: published_torch._read_tensor(archive, root, tensor)
+            name: published_torch.read_tensor(archive, root, tensor)
             for name, tensor in _tensors(state).items()
         }
 
@@ -248,7 +248,7 @@ def _legacy_torch(path: Path) -> dict[str, np.ndarray]:
     stream = io.BytesIO(content)
 
     def following_pickle() -> Any:
-        return published_torch._Unpickler(stream).load()
+        return published_torch.TensorUnpickler(stream).load()
 
     try:
         if following_pickle() != 0x1950A86A20F9469CFC6C:
@@ -265,7 +265,7 @@ def _legacy_torch(path: Path) -> dict[str, np.ndarray]:
             storages[key] = np.frombuffer(content, dtypes[key].newbyteorder("<"), count, position + 8)
             position += 8 + storages[key].nbytes
         return {name: _view(storages[tensor.storage.key], tensor) for name, tensor in tensors.items()}
-    except published_torch._Refused as refused:
+    except published_torch.Refused as refused:
         raise ValueError(
             f"{path}: its pickle wants to import {refused}; allowed are tensors and containers only, so "
             f"nothing was run; {GET}"
@@ -281,13 +281,13 @@ def _damaged(path: Path, error: Exception | str) -> ValueError:
     )
 
 
-def _tensors(state: Any) -> dict[str, published_torch._Tensor]:
+def _tensors(state: Any) -> dict[str, published_torch.Tensor]:
     """The tensors among a file's objects; none where it holds something else than a table of them."""
     named = state.items() if isinstance(state, dict) else ()
-    return {str(name): tensor for name, tensor in named if isinstance(tensor, published_torch._Tensor)}
+    return {str(name): tensor for name, tensor in named if isinstance(tensor, published_torch.Tensor)}
 
 
-def _view(storage: np.ndarray, tensor: published_torch._Tensor) -> np.ndarray:
+def _view(storage: np.ndarray, tensor: published_torch.Tensor) -> np.ndarray:
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or last >= len(storage):
         raise ValueError("a tensor goes beyond its storage")

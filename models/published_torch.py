@@ -1,10 +1,9 @@
 """Reads the published PyTorch checkpoints without PyTorch, and without running anything that they contain.
 
-Such a file is a zip archive: one pickle that describes the objects, and the bytes of each tensor in a
-    member of its
-own. A pickle can name any function to be called on loading. Here it gets the few that such a file needs,
-replaced by harmless ones of ours, and everything else is refused by name. Tensors are noted, and read when
-asked for.
+Such a file is a zip archive: one pickle that describes the objects, and the bytes of each tensor in a member
+of its own. A pickle can name any function to be called on loading. Here it gets the few that such a file
+needs, replaced by harmless ones of ours, and everything else is refused by name. Tensors are noted, and read
+when asked for.
 
 In these files layers are numbered in the order of their use; ours are numbered by kind in the same order.
 """
@@ -56,8 +55,15 @@ class _Storage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """Where a tensor's numbers lie: in which member of the archive, from which one on, how many apart."""
+class Tensor:
+    """Where a tensor's numbers lie: in which member of the archive, from which one on, how many apart.
+
+    Attributes:
+        storage: where: its ``key`` names the member, its ``dtype`` the kind of numbers.
+        offset: the first one, in numbers.
+        shape: of the tensor.
+        strides: in numbers.
+    """
 
     storage: _Storage
     offset: int
@@ -65,11 +71,11 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-def _tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+def _tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _parameter(data: _Tensor, *_: Any) -> _Tensor:
+def _parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
@@ -80,14 +86,22 @@ _ADMITTED = {
 } | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()}
 
 
-class _Refused(pickle.UnpicklingError):
+class Refused(pickle.UnpicklingError):
     """The pickle names something that no checkpoint needs."""
 
 
-class _Unpickler(pickle.Unpickler):
+class TensorUnpickler(pickle.Unpickler):
+    """Reads a pickle of PyTorch's that holds containers, plain values and tensors, and runs none of it.
+
+    A tensor becomes a ``Tensor``, which says where its numbers are.
+
+    Raises:
+        Refused: from ``load``, for a pickle that names anything else.
+    """
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _Refused(f"{module}.{name}")
+            raise Refused(f"{module}.{name}")
         return _ADMITTED[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -109,7 +123,7 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weigh
         ValueError: for a file that is truncated, names something else than tensors (it is not run), or is no
             such training state, naming the file and what was found.
     """
-    root, state = _load_state(path)
+    root, state = load_state(path)
     try:
         model = {name.removeprefix("module."): tensor for name, tensor in state["model"].items()}
         tensors = {name: tensor for name, tensor in model.items() if name.startswith("all_modules.")}
@@ -128,7 +142,7 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weigh
     def read(names: Iterable[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             return {
-                name: _to_ours(theirs[name], _read_tensor(archive, root, tensors[theirs[name]]))
+                name: _to_ours(theirs[name], read_tensor(archive, root, tensors[theirs[name]]))
                 for name in names
             }
 
@@ -136,8 +150,12 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weigh
     return Weights(KIND, ours, read, {"step": state.get("step")})
 
 
-def _load_state(path: Path) -> tuple[str, Any]:
-    """The archive's root folder and the objects that its pickle describes."""
+def load_state(path: Path) -> tuple[str, Any]:
+    """The archive's root folder and the objects that its pickle describes, tensors as ``Tensor``.
+
+    Raises:
+        ValueError: for a file that is damaged, or names something else than tensors (it is not run).
+    """
     damaged = f"checkpoint {path}: allowed is a whole file in {KIND}, but"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -150,8 +168,8 @@ def _load_state(path: Path) -> tuple[str, Any]:
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{damaged} reading it fails ({error}); copy it again from its source") from error
     try:
-        return pickles[0].removesuffix("/data.pkl"), _Unpickler(io.BytesIO(content)).load()
-    except _Refused as refused:
+        return pickles[0].removesuffix("/data.pkl"), TensorUnpickler(io.BytesIO(content)).load()
+    except Refused as refused:
         raise ValueError(
             f"checkpoint {path}: its pickle wants to import {refused}; allowed are tensors and containers "
             "only, so nothing was run; do not open this file with torch.load either, and get it from a "
@@ -163,7 +181,7 @@ def _load_state(path: Path) -> tuple[str, Any]:
         ) from error
 
 
-def _averaged(model: dict[str, _Tensor], shadow: list[_Tensor]) -> dict[str, _Tensor]:
+def _averaged(model: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tensor]:
     """The moving averages by name: they are a list, in the order of those parameters that are trained."""
     fixed = {name for name in model if re.fullmatch(r"all_modules\.\d+\.W", name)}  # Fourier frequencies
     trained = [name for name in model if name not in fixed or len(shadow) == len(model)]
@@ -235,7 +253,12 @@ def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(_axes(name, array.ndim)))
 
 
-def _read_tensor(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
+def read_tensor(archive: zipfile.ZipFile, root: str, tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor of an archive whose root folder ``load_state`` gave.
+
+    Raises:
+        ValueError: naming a tensor that is not there as a whole.
+    """
     name = f"{root}/data/{tensor.storage.key}"
     try:
         content = archive.read(name)
