@@ -1,0 +1,119 @@
+"""main.py killed with SIGKILL at random moments, and started again until it is done."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.test_main import ROOT, TIMES, VE, command, results
+
+NUM_SAMPLES = 92  # the last shard is half full
+SHARDS = 12
+SETTINGS = [
+    VE,
+    "--config.solver.eps_rel=0.5",
+    "--config.eval.batch_size=16",
+    "--config.eval.shard_size=8",
+    f"--config.eval.num_samples={NUM_SAMPLES}",
+]
+LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
+
+
+class Whole(NamedTuple):
+    """A run that nobody interrupted, with the seconds from its first shard to its last, and on to its result."""
+
+    workdir: Path
+    sampling: float
+    evaluating: float
+
+
+def start(workdir: Path, log: Path) -> subprocess.Popen:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command(*SETTINGS, f"--workdir={workdir}"), cwd=ROOT, stdout=file, stderr=file
+        )
+
+
+def finish(process: subprocess.Popen, log: Path) -> None:
+    assert process.wait(LONGEST) == 0, log.read_text()
+
+
+def shards(workdir: Path) -> dict[str, tuple[int, int]]:
+    """The shards that are there, and what changes when one is written again."""
+    found = {path.name: path.stat() for path in workdir.glob("samples/shard_*.npz")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+def wait_for_shards(process: subprocess.Popen, workdir: Path, number: int, log: Path) -> None:
+    deadline = time.monotonic() + LONGEST
+    while len(shards(workdir)) < number:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def figures(workdir: Path) -> list[dict]:
+    """All that results.jsonl says but for times, and the commit, which may be another one meanwhile."""
+    return [
+        {key: value for key, value in line.items() if key not in (*TIMES, "git_commit")}
+        for line in results(workdir)
+    ]
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    return {name: (workdir / "samples" / name).read_bytes() for name in shards(workdir)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    workdir, log = folder / "run", folder / "log"
+    finish(start(workdir, log), log)
+    written = [time_ns / 1e9 for _, time_ns in shards(workdir).values()]
+    assert len(written) == SHARDS
+    return Whole(
+        workdir=workdir,
+        sampling=max(written) - min(written),
+        evaluating=(workdir / "results.jsonl").stat().st_mtime - max(written),
+    )
+
+
+def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
+    """Two kills in sampling and one in evaluating; then as if there had been none."""
+    rng = random.Random(seed)
+    workdir, log = folder / "run", folder / "log"
+    kept: dict[str, tuple[int, int]] = {}
+    for kill in ("sampling", "sampling", "evaluating"):
+        process = start(workdir, log)
+        if kill == "sampling":  # some of its own shards are there, and some are yet to come
+            wait_for_shards(process, workdir, len(kept) + 1, log)
+            time.sleep(rng.uniform(0, whole.sampling / 4))
+        else:
+            wait_for_shards(process, workdir, SHARDS, log)
+            time.sleep(rng.uniform(0, whole.evaluating / 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert kept.items() <= shards(workdir).items()  # what is complete is not written again
+        assert len(shards(workdir)) > len(kept)
+        kept = shards(workdir)
+        assert (len(kept) < SHARDS) == (kill == "sampling")
+        # a kill that came too late becomes one just before the result was written
+        (workdir / "results.jsonl").unlink(missing_ok=True)
+    finish(start(workdir, log), log)
+    assert shards(workdir) == kept
+    assert contents(workdir) == contents(whole.workdir)
+    assert figures(workdir) == figures(whole.workdir)
+
+
+def test_a_run_killed_three_times_ends_as_one_that_was_not(whole, tmp_path):
+    check_killed_runs(whole, tmp_path, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 8))  # three kills each
+def test_a_run_killed_twenty_times_ends_as_one_that_was_not(whole, tmp_path, seed):
+    check_killed_runs(whole, tmp_path, seed=seed)
