@@ -4,7 +4,7 @@ python -m benchmarks.digits [--json FILE] [--num_samples 256] [--draws 20]
 
 FID between random halves of the 1,797 digits, and of a random num_samples of them to all, with the deviation
 over the draws; and the Inception Score of all. Features and classes are those of
-evaluation/digits_classifier.py. The samplers' table is made by main.py --mode=reproduce --table=digits.
+models/classifier.py. The samplers' table is made by main.py --mode=reproduce --table=digits.
 """
 
 import argparse

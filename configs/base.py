@@ -28,7 +28,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     config.solver = solver = ConfigDict()
     solver.name = "adaptive"  # see SOLVERS in solvers/presets.py
     solver.denoise = True  # end with one Tweedie step (one more evaluation)
-    # Adaptive (arXiv 2105.14080, Algorithm 1)
+    # Adaptive (arXiv 2105.14080, Algorithm 1); the tolerances are AdaptiveExponential's, too
     solver.eps_rel = 0.02  # relative tolerance: the one knob
     solver.eps_abs = 1 / 256  # absolute tolerance: one grey level, data units (2/256 for [-1, 1])
     solver.safety = 0.9  # theta
@@ -49,8 +49,8 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     )  # of predictor_corrector: euler_maruyama, reverse_diffusion, ancestral
     solver.snr = placeholder(float)  # of a Langevin step's noise: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
     solver.corrector_steps = placeholder(int)  # Langevin steps at each noise level
-    solver.eta = placeholder(float)  # DDIM: 0 (ODE) to 1 (ancestral noise)
-    solver.order = placeholder(int)  # DPM-Solver++ and UniPC
+    solver.eta = placeholder(float)  # DDIM, AdaptiveExponential: 0 (ODE) to 1 (all of the noise)
+    solver.order = placeholder(int)  # DPM-Solver++, UniPC and AdaptiveExponential
     solver.rtol = placeholder(float)  # RK45: relative tolerance
     solver.atol = placeholder(float)  # RK45: absolute tolerance, data units
     solver.churn = placeholder(float)  # EDM: S_churn, with noise from sigma/alpha churn_min to churn_max

@@ -1,5 +1,5 @@
 """What was sampled, kept and measured: the sample store, feature networks, FID and its kin, results, plots.
 
-Import from the modules; this file stays empty so that `python -m evaluation.digits_classifier` runs clean
-and a command that draws no picture does not load matplotlib.
+Import from the modules; this file stays empty so that a command that draws no picture does not load
+matplotlib.
 """

@@ -16,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Float32, UInt8
 
-from evaluation import digits_classifier, inception
+from evaluation import inception
+from models import classifier
 from sde_lib.checks import require, require_choice
 
-NAMES = ("digits", *inception.FEATURES)
+NAMES = (*classifier.CLASSIFIERS, *inception.FEATURES)
 
 
 @jax.jit
@@ -141,13 +142,14 @@ def load_features(name: str, inception_weights: str | None = None) -> FeatureNet
             forward=jax.device_put(forward, _over_devices(PartitionSpec())),
             batch_size=64,
         )
-    forward, sha256 = digits_classifier.load_forward()
+    forward, sha256 = classifier.load_forward(name)
+    network = classifier.CLASSIFIERS[name]
     return FeatureNetwork(
         name=name,
         sha256=sha256,
-        preprocessing=digits_classifier.PREPROCESSING,
-        num_features=digits_classifier.NUM_FEATURES,
-        num_classes=digits_classifier.NUM_CLASSES,
-        image_shape=digits_classifier.IMAGE_SHAPE,
+        preprocessing=classifier.PREPROCESSING,
+        num_features=network.num_features,
+        num_classes=classifier.NUM_CLASSES,
+        image_shape=network.image_shape,
         forward=jax.device_put(forward, _over_devices(PartitionSpec())),
     )

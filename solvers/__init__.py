@@ -6,6 +6,7 @@ sample is done starts the next one at once.
 """
 
 from solvers.adaptive import Adaptive
+from solvers.adaptive_exponential import AdaptiveExponential
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
@@ -26,6 +27,7 @@ __all__ = [
     "EDM",
     "RK45",
     "Adaptive",
+    "AdaptiveExponential",
     "AncestralSampling",
     "AnnealedLangevin",
     "DPMSolverPP",

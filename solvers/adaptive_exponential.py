@@ -46,6 +46,7 @@ from solvers.adaptive import STATIC
 from solvers.exponential import Number, divided_differences, moments, newton_moments
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
+from solvers.sums import inner_product, mean_of_squares, sum_of_squares
 
 # In log-SNR, at eps_rel = FIRST_AT and above. The first step has no error estimate; half as long, it cost the
 # benchmark's mixtures an evaluation more, for samples as good. At smaller eps_rel it goes with the root: then
@@ -172,7 +173,7 @@ class AdaptiveExponential:
         t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
         # 5. b²
         moved, slope = now.denoised - state.history[0].denoised, now.slope() - state.history[0].slope()
-        fitted = jnp.sum(moved * slope) / jnp.maximum(jnp.sum(slope**2), jnp.finfo(dtype).tiny)
+        fitted = inner_product(moved, slope) / jnp.maximum(sum_of_squares(slope), jnp.finfo(dtype).tiny)
         variance = jnp.where(n > 0, jnp.maximum(fitted, 0), 0).astype(dtype)
         # 6. y'
         evaluations = (now, *state.history)
@@ -224,4 +225,4 @@ class AdaptiveExponential:
 
 
 def _rms(values: Sample) -> Number:
-    return jnp.sqrt(jnp.mean(values**2))
+    return jnp.sqrt(mean_of_squares(values))

@@ -8,6 +8,7 @@ from typing import Any
 
 from sde_lib.checks import require, require_choice
 from solvers.adaptive import Adaptive
+from solvers.adaptive_exponential import AdaptiveExponential
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
@@ -22,6 +23,7 @@ from solvers.unipc import UniPC
 
 SOLVERS: dict[str, type] = {
     "adaptive": Adaptive,
+    "adaptive_exponential": AdaptiveExponential,
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
     "ancestral": AncestralSampling,

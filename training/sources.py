@@ -1,4 +1,4 @@
-"""Where images are read from: prepared tensorflow-datasets, folders and zips of images, npz arrays, IDX files.
+"""Where images are read from: prepared tensorflow-datasets, folders and zips of images, npz and IDX files.
 
 Every source is a number of images and a function that reads the i-th, from any thread, so that any order of
 any part can be read without going through the rest. TensorFlow is needed by none of them.

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation import digits_classifier
+from training import classifiers
 from evaluation.evaluate import evaluate, nfe_lockstep
 from evaluation.features import load_features
 from evaluation.fid import fid, moments_of_images
@@ -20,7 +20,7 @@ def network():
 
 
 def some_digits(ids: np.ndarray) -> Samples:
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     return Samples(
         sample_ids=ids,
         images=images[ids],
@@ -43,7 +43,7 @@ def figures(shards, network, reference, num_samples=300):
 
 
 def test_figures_are_those_of_all_samples_at_once(network):
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     reference = moments_of_images(images[300:], network, data="digits", split="the others")
     samples = some_digits(np.arange(300))
     found = figures([samples[:100], samples[100:101], samples[101:]], network, reference)
@@ -61,7 +61,7 @@ def test_figures_are_those_of_all_samples_at_once(network):
 
 
 def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     reference = moments_of_images(images, network, data="digits", split="all")
     found = []
     for name, pieces in (("at once", 1), ("interrupted", 9)):
@@ -91,7 +91,7 @@ def test_bad_input_is_refused_before_features_are_computed(network):
         pytest.fail("shards were read")
         yield
 
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     reference = moments_of_images(images[:50], network, data="digits", split="first 50")
     other = dataclasses.replace(reference, source=dataclasses.replace(reference.source, features_sha256="00"))
     with pytest.raises(ValueError, match="features_sha256"):
@@ -103,7 +103,7 @@ def test_bad_input_is_refused_before_features_are_computed(network):
 
 
 def test_few_samples_give_a_warning(network):
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     reference = moments_of_images(images, network, data="digits", split="all")
     with pytest.warns(UserWarning, match="FID of 100 samples"):
         figures([some_digits(np.arange(100))], network, reference, num_samples=100)

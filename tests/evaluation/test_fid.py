@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation import digits_classifier
+from training import classifiers
 from evaluation.features import load_features
 from evaluation.fid import (
     Moments,
@@ -151,7 +151,7 @@ def test_too_few_and_not_finite_are_refused():
 
 def test_moments_survive_the_disk(tmp_path):
     network = load_features("digits")
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     first = moments_of_images(images[:300], network, data="digits", split="first 300")
     save_moments(tmp_path / "moments.npz", first)
     again = load_moments(tmp_path / "moments.npz")
@@ -164,7 +164,7 @@ def test_moments_survive_the_disk(tmp_path):
 
 def test_digits_are_nearer_to_digits_than_to_noise():
     network = load_features("digits")
-    images, _ = digits_classifier.labelled_digits()
+    images, _ = classifiers.labelled_digits()
     halves = [moments_of_images(images[i::2], network, data="digits", split=f"half {i}") for i in (0, 1)]
     shuffled = np.random.default_rng(8).permuted(images.reshape(-1, 64), axis=1).reshape(images.shape)
     noise = moments_of_images(shuffled, network, data="noise", split="all")

@@ -3,7 +3,15 @@
 import pytest
 
 from configs.base import get_config
-from solvers import AncestralSampling, PredictorCorrector, Rho, UniformLogSNR, from_config
+from solvers import (
+    Adaptive,
+    AdaptiveExponential,
+    AncestralSampling,
+    PredictorCorrector,
+    Rho,
+    UniformLogSNR,
+    from_config,
+)
 from solvers.presets import GRIDS, SOLVERS
 
 
@@ -18,8 +26,14 @@ def made(**settings):
 def test_every_name_gives_its_solver_with_its_own_defaults(name):
     solver = made(name=name)
     assert type(solver) is SOLVERS[name]
+    # the tolerances have values in every config
+    tolerances = {key: get_config().solver[key] for key in ("eps_rel", "eps_abs")}
     if name != "adaptive":
-        assert solver == SOLVERS[name]()
+        assert solver == SOLVERS[name](**(tolerances if name == "adaptive_exponential" else {}))
+
+
+def test_the_knob_of_every_config_is_right_for_both_adaptive_solvers():
+    assert get_config().solver.eps_rel == Adaptive().eps_rel == AdaptiveExponential().eps_rel
 
 
 @pytest.mark.parametrize("grid", GRIDS)

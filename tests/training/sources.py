@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import zipfile
 from pathlib import Path
@@ -41,6 +42,23 @@ def write_zip(path: Path, images: np.ndarray) -> Path:
 def write_npz(path: Path, images: np.ndarray) -> Path:
     np.savez(path, images=images, labels=np.zeros(len(images)))
     return path
+
+
+def write_idx(path: Path, array: np.ndarray) -> Path:
+    """In the format of MNIST's own files, compressed if the name says so."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def write_mnist(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "train") -> Path:
+    """Grey images [n, h, w] and their classes under MNIST's names; the labels are not compressed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = {"train": "train", "test": "t10k"}[split]
+    write_idx(folder / f"{first}-images-idx3-ubyte.gz", images)
+    write_idx(folder / f"{first}-labels-idx1-ubyte", labels)
+    return folder
 
 
 def prepare(root: Path, name: str, images: np.ndarray, file_format: str = "array_record") -> Path:

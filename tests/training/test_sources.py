@@ -17,7 +17,15 @@ from PIL import Image
 
 from configs.base import get_config
 from tests.conftest import SHARED
-from tests.training.sources import png, prepare, random_images, write_folder, write_npz, write_zip
+from tests.training.sources import (
+    png,
+    prepare,
+    random_images,
+    write_folder,
+    write_mnist,
+    write_npz,
+    write_zip,
+)
 from training import datasets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,21 +275,48 @@ def test_what_was_done_to_the_images_is_part_of_their_name():
     assert datasets.describe(_data(**changes)) == ("celeb_a crop 140 64x64 bilinear", "test")
 
 
-@pytest.fixture
-def mnist(tmp_path):
-    """The test images of MNIST as an .npz, where the original files are present."""
-    path = SHARED / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
-    if not path.exists():
+def _mnist(path, **changes):
+    return _data(path, **({"name": "mnist", "image_size": 32, "num_channels": 1, "resize": "pad"} | changes))
+
+
+def test_mnists_own_files_are_read_by_split(tmp_path):
+    images = random_images(5, size=28, channels=1)[..., 0]
+    write_mnist(tmp_path, images[:3], np.arange(3))
+    write_mnist(tmp_path, images[3:], np.arange(2), split="test")
+    for split, part in ((None, images[:3]), ("train", images[:3]), ("test", images[3:])):
+        loaded = datasets.load(_mnist(tmp_path, split=split))
+        np.testing.assert_array_equal(loaded[:, 2:30, 2:30, 0], part)
+        assert loaded.sum() == part.sum()
+    assert datasets.describe(_mnist(tmp_path)) == ("mnist 32x32 pad", "train")
+
+
+def test_broken_idx_files_are_named(tmp_path):
+    folder = write_mnist(tmp_path, random_images(3, size=28, channels=1)[..., 0], np.arange(3))
+    with pytest.raises(ValueError, match=r"config.data.split = 'validation': allowed is .*train"):
+        datasets.load(_mnist(folder, split="validation"))
+    with pytest.raises(ValueError, match=r"files of .*t10k-images-idx3-ubyte and t10k-labels"):
+        datasets.load(_mnist(folder, split="test"))
+    images = folder / "train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    for content in (whole[:-9], whole[:5], b"no archive", b"", gzip.compress(gzip.decompress(whole)[:-1])):
+        images.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(images)) + r".*replace it by a whole copy"):
+            datasets.load(_mnist(folder))
+    images.write_bytes(whole)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match=r"files of .*train-labels-idx1-ubyte"):
+        datasets.load(_mnist(folder))
+
+
+def test_mnist_itself_is_read():
+    folder = SHARED / "data" / "mnist"
+    if not folder.is_dir():
         pytest.skip("the files of MNIST are not here")
-    raw = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28, 1)
-    return write_npz(tmp_path / "mnist.npz", raw[:100]), raw[:100]
-
-
-def test_mnist_is_padded_to_32(mnist):
-    path, raw = mnist
-    images = datasets.load(_data(path, name="mnist", image_size=32, num_channels=1, resize="pad"))
-    np.testing.assert_array_equal(images[:, 2:30, 2:30], raw)
-    assert images.sum() == raw.sum()
+    images = datasets.open_images(_mnist(folder, split="test"))
+    assert (images.count, images.shape) == (10_000, (32, 32, 1))
+    raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
+    last = np.frombuffer(raw[-28 * 28 :], np.uint8).reshape(28, 28)
+    np.testing.assert_array_equal(images.read(9999)[2:30, 2:30, 0], last)
 
 
 def test_cifar_tiles_come_out_of_a_folder_unchanged(tmp_path):
