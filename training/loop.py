@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from jaxtyping import Array, Float
@@ -23,7 +22,7 @@ from sde_lib import from_config
 from sde_lib.checks import require
 from training import datasets, settings, state_files
 from training.losses import BatchScore
-from training.step import initial_state, keys, make_step
+from training.step import initial_state, keys, make_step, over_devices
 
 OnSnapshot = Callable[[int, BatchScore], None]
 
@@ -37,6 +36,8 @@ def train(
     progress: bool = True,
 ) -> Path:
     """Trains ``config``'s model to ``config.training.num_steps`` and returns its checkpoint's path.
+
+    Batches are shared out to all devices.
 
     Killed at any moment and called again, it goes on from the newest whole checkpoint in ``workdir`` and ends
     with the same weights as an uninterrupted run (bitwise on one CPU device); a finished training is not run
@@ -57,7 +58,7 @@ def train(
         OSError: when a file cannot be written; what was saved before stays whole.
     """
     # All that can be wrong with the config is found before the workdir is touched.
-    settings.check(config)
+    settings.check(config, devices=jax.device_count())
     sde = from_config(config.sde)
     images = datasets.held(datasets.open_images(config.data))
     step_fn = make_step(config, models.build(config), sde)
@@ -78,6 +79,7 @@ def train(
     state, loss = initial_state(training, init(keys(config.seed)[0])), math.nan
     if restored := state_files.restore_newest(workdir / "checkpoints", state):
         state, loss = restored[0], restored[1]["loss"]
+    state = jax.device_put(state, over_devices())
     first, final = int(state.step), workdir / "checkpoint"
     require(
         first <= training.num_steps,
@@ -105,7 +107,7 @@ def train(
             last_step=training.num_steps,
         )
         for step, batch in enumerate(batches, start=first + 1):
-            state, step_loss = step_fn(state, jnp.asarray(batch))
+            state, step_loss = step_fn(state, batch)
             window.add(step_loss)
             bar.update()
             last = step == training.num_steps

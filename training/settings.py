@@ -23,7 +23,7 @@ _FREE = (
 )
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, devices: int) -> None:
     """Raises ValueError naming the first setting of ``config.training`` that cannot be trained with."""
     training = config.training
     for name in ("batch_size", "num_steps", "checkpoint_every", "snapshot_every", "log_every"):
@@ -31,6 +31,9 @@ def check(config: Any) -> None:
         require(
             value >= 1, f"config.training.{name}", value, "a whole number >= 1", f"set {name} to 1 or more"
         )
+    batch_size, up = training.batch_size, -(-training.batch_size // devices) * devices
+    allowed = f"a multiple of the {devices} devices"
+    require(batch_size == up, "config.training.batch_size", batch_size, allowed, f"set it to {up}")
     for name in ("learning_rate", "gradient_clip"):
         value = training[name]
         holds = 0 < value < float("inf")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 import models
@@ -54,6 +56,11 @@ def optimizer(training: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(training.gradient_clip), optax.adam(warmup))
 
 
+def over_devices(*axes: str) -> NamedSharding:
+    """Arrays on all devices: one copy on each, or by "device" in as many parts along their first axis."""
+    return NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec(*axes))
+
+
 def initial_state(training: Any, params: Params) -> TrainState:
     """The state before the first step."""
     return TrainState(
@@ -68,7 +75,8 @@ def initial_state(training: Any, params: Params) -> TrainState:
 def make_step(config: Any, model: nn.Module, sde: SDE) -> Step:
     """The compiled step (state, grey levels 0..255) -> (state, loss).
 
-    It donates the state it is given: keep none that went in.
+    Every device computes the gradient of its part of the batch; the numbers drawn for an image do not depend
+    on where it is. The state, a copy on each device, is donated: keep none that went in.
     """
     _, step_key = keys(config.seed)
     transform = optimizer(config.training)
@@ -93,4 +101,5 @@ def make_step(config: Any, model: nn.Module, sde: SDE) -> Step:
         params_ema = optax.incremental_update(params, state.params_ema, 1 - config.training.ema_rate)
         return TrainState(state.step + 1, params, params_ema, opt_state), loss
 
-    return jax.jit(step, donate_argnums=0)
+    shardings = over_devices(), over_devices("device")
+    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=over_devices())

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sde_lib import VPSDE
 from tests.training.tiny import TinyNet, init_params, tiny_config
-from training import datasets
+from training import datasets, settings
 from training.step import initial_state, keys, make_step, optimizer
 
 
@@ -75,6 +80,36 @@ def test_going_on_from_a_state_is_the_uninterrupted_run():
     whole, _ = _run(config, 8)
     resumed, _ = _run(config, 5, state=jax.tree.map(jnp.asarray, whole[3]))
     _assert_equal(resumed[-1], whole[-1])
+
+
+def test_devices_share_a_batch(tmp_path):
+    # a process of its own, for there the number of devices can be chosen
+    program = """
+import sys
+import jax, numpy as np
+from tests.training.test_step import _run
+from tests.training.tiny import tiny_config
+assert jax.device_count() == 4
+states, losses = _run(tiny_config(), 6)
+np.savez(sys.argv[1], *jax.tree.leaves(states[-1].params_ema), losses=losses)
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    path, root = tmp_path / "state.npz", Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program, path], check=True, cwd=root, env=environment)
+    states, losses = _run(tiny_config(), 6)
+    with np.load(path) as file:
+        # float32 sums in another order, of 16 images and 64 pixels, over six steps
+        np.testing.assert_allclose(file["losses"], losses, rtol=1e-5)
+        for i, leaf in enumerate(jax.tree.leaves(states[-1].params_ema)):
+            np.testing.assert_allclose(file[f"arr_{i}"], leaf, atol=1e-5)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"config.training.batch_size = 18: .*the 4 devices; set it to 20"):
+        settings.check(tiny_config(batch_size=18), devices=4)
 
 
 def test_seed_and_weighting_reach_the_step():
