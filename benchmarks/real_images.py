@@ -1,20 +1,21 @@
-"""What FID and the Inception Score are of the digits themselves: the scale for what is sampled.
+"""What FID and the Inception Score are of real images themselves: the scale for what is sampled.
 
-python -m benchmarks.digits [--json FILE] [--num_samples 256] [--draws 20]
+python -m benchmarks.real_images [--config ve/digits_adaptive] [--path FOLDER] [--num_samples 256]
+    [--draws 20] [--json FILE]
 
-FID between random halves of the 1,797 digits, and of a random num_samples of them to all, with the deviation
-over the draws; and the Inception Score of all. Features and classes are those of
-models/classifier.py. The samplers' table is made by main.py --mode=reproduce --table=digits.
+FID between random halves of a config's data set, and of a random num_samples of it to all, with the deviation
+over the draws; and the Inception Score of all. Features and classes are the config's. The samplers' table is
+made by main.py --mode=reproduce --table=digits.
 """
 
 import argparse
+import importlib
 from pathlib import Path
 
 import numpy as np
 
 import training
 from benchmarks.report import machine, write_json
-from configs.ve.digits_adaptive import get_config
 from evaluation import fid
 from evaluation.features import load_features
 from evaluation.inception_score import inception_score
@@ -25,15 +26,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--config", default="ve/digits_adaptive", help="a file of configs/")
+    parser.add_argument("--path", help="config.data.path")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--num_samples", type=int, default=256)
     parser.add_argument("--draws", type=int, default=20)
     arguments = parser.parse_args()
 
-    network = load_features("digits")
-    images = training.load(get_config().data)
+    config = importlib.import_module(f"configs.{arguments.config.replace('/', '.')}").get_config()
+    config.data.path = arguments.path
+    network = load_features(config.eval.features)
+    images = training.load(config.data)
     features, logits = network(images)
-    source = fid.Source.of(network, data="digits", split="part")
+    source = fid.Source.of(network, data=config.data.name, split="part")
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         return fid.fid(fid.Moments.of(features[first], source), fid.Moments.of(features[second], source))
@@ -49,7 +54,8 @@ def main() -> None:
         [f"FID of {arguments.num_samples} to all", f"{np.mean(parts):.3f} ± {np.std(parts, ddof=1):.3f}"],
         ["Inception Score of all", f"{score:.2f}"],
     ]
-    print(f"{machine()}\n\n{markdown(['of the digits', f'over {arguments.draws} draws'], rows)}")
+    title = f"of {len(images):,} images of {config.data.name}"
+    print(f"{machine()}\n\n{markdown([title, f'over {arguments.draws} draws'], rows)}")
     if arguments.json:
         figures = {"halves.fid": np.mean(halves), "part.fid": np.mean(parts), "is_mean": score}
         write_json(arguments.json, {name: float(figure) for name, figure in figures.items()})
