@@ -116,4 +116,8 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.shard_size = 1024  # samples a file
     evaluation.reference = placeholder(str)  # file of moments; None for those stored, or the data's own
 
+    evaluation.fid_infinity = False  # also FID extrapolated to infinitely many samples (arXiv 1911.07023)
+    # samples and images of the data that KID, precision and recall, density and coverage compare; 0 for none
+    evaluation.compared = 0
+
     return config.lock()

@@ -7,9 +7,11 @@ pieces of any size.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Float, Float64, UInt8
 
 from sde_lib.checks import require
 
@@ -19,26 +21,39 @@ class InceptionScore:
 
     Split i holds the samples i·n/splits to (i + 1)·n/splits, in the order of their ids, as published.
 
+    Args:
+        num_samples: n.
+        num_classes: k.
+        splits: into which the samples fall.
+        replicates: r of a bootstrap; each has the sums of its own weights.
+
     Raises:
         ValueError: for fewer samples than splits.
     """
 
-    def __init__(self, *, num_samples: int, num_classes: int, splits: int = 10):
+    def __init__(self, *, num_samples: int, num_classes: int, splits: int = 10, replicates: int = 0):
         require_enough(num_samples, splits)
         self._bounds = np.arange(splits + 1) * num_samples // splits
-        self._classes = np.zeros((splits, num_classes))  # sums of p(y|x)
-        self._certainty = np.zeros(splits)  # sums of sum_y p(y|x) log p(y|x)
+        # The first row is of all samples once, the others are the replicates'
+        self._sizes = np.zeros((1 + replicates, splits))
+        self._classes = np.zeros((1 + replicates, splits, num_classes))  # sums of p(y|x)
+        self._certainty = np.zeros((1 + replicates, splits))  # sums of sum_y p(y|x) log p(y|x)
         self._seen = 0
 
-    def add(self, logits: Float[np.ndarray, "n k"]) -> None:
-        """Takes the next samples' logits."""
+    def add(self, logits: Float[np.ndarray, "n k"], weights: UInt8[np.ndarray, "n r"] | None = None) -> None:
+        """Takes the next samples' logits, and how often each replicate counts them."""
         log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
         p = np.exp(log_p)
         certainty = -scipy.special.entr(p).sum(axis=1)  # entr(p) = −p log p, 0 at p = 0
-        ids = self._seen + np.arange(len(logits))
-        split = np.searchsorted(self._bounds, ids, side="right") - 1
-        np.add.at(self._classes, split, p)
-        np.add.at(self._certainty, split, certainty)
+        rows = np.ones((len(self._sizes), len(logits)))
+        if weights is not None:
+            rows[1:] = weights.T
+        ends = np.clip(self._bounds - self._seen, 0, len(logits)).tolist()
+        for split, (start, end) in enumerate(itertools.pairwise(ends)):
+            if start < end:
+                self._sizes[:, split] += rows[:, start:end].sum(axis=1)
+                self._classes[:, split] += rows[:, start:end] @ p[start:end]
+                self._certainty[:, split] += rows[:, start:end] @ certainty[start:end]
         self._seen += len(logits)
 
     def result(self) -> tuple[float, float]:
@@ -55,11 +70,16 @@ class InceptionScore:
             f"{expected}, the number announced",
             "add every sample once",
         )
-        sizes = np.diff(self._bounds)
-        marginal = self._classes / sizes[:, None]
-        divergence = self._certainty / sizes + scipy.special.entr(marginal).sum(axis=1)
-        scores = np.exp(divergence)
+        scores = self._scores()[0]
         return float(scores.mean()), float(scores.std())
+
+    def replicates(self) -> Float64[np.ndarray, " r"]:
+        """The mean over the splits by each replicate."""
+        return self._scores()[1:].mean(axis=1)
+
+    def _scores(self) -> Float64[np.ndarray, "_ splits"]:
+        marginal = self._classes / self._sizes[:, :, None]
+        return np.exp(self._certainty / self._sizes + scipy.special.entr(marginal).sum(axis=2))
 
 
 def require_enough(num_samples: int, splits: int = 10) -> None:

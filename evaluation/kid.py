@@ -10,13 +10,15 @@ from jaxtyping import Float, Float64
 
 from sde_lib.checks import require
 
+BLOCK_SIZE = 1000
+
 
 def kid(
     samples: Float[np.ndarray, "n d"],
     reference: Float[np.ndarray, "m d"],
     *,
     blocks: int = 100,
-    block_size: int = 1000,
+    block_size: int = BLOCK_SIZE,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Mean and standard deviation of the squared MMD over random blocks of both sets.

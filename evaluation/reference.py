@@ -17,7 +17,7 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments, Source, load_moments, require_comparable, save_moments
@@ -27,7 +27,6 @@ from sde_lib.checks import require
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "reference"
 
 UNKNOWN = "unknown"
-ROWS = 4096  # of published features at a time
 
 Pieces = Iterable[UInt8[np.ndarray, "_ h w c"]]
 
@@ -46,6 +45,25 @@ def compute(pieces: Pieces, network: FeatureNetwork, *, data: str, split: str) -
     """
     source = Source.of(network, data=data, split=split)
     return reduce(Moments.merge, (Moments.of(network(images)[0], source) for images in pieces))
+
+
+def first_features(pieces: Pieces, network: FeatureNetwork, *, count: int) -> Float32[np.ndarray, "count d"]:
+    """The network's features of the first images of a data set: what ``config.eval.compared`` compares with.
+
+    Raises:
+        ValueError: for a data set of fewer images, or images that the network does not take.
+    """
+    features = np.empty((count, network.num_features), np.float32)
+    filled = 0
+    for images in pieces:
+        part = network(images[: count - filled])[0]
+        features[filled : filled + len(part)] = part
+        filled += len(part)
+        if filled == count:
+            break
+    fix = f"set it to {filled} or less, or to 0"
+    require(filled == count, "config.eval.compared", count, f"at most {filled}, the images in the data", fix)
+    return features
 
 
 def find(
@@ -171,8 +189,7 @@ def _unknown(path: Path, network: FeatureNetwork) -> Source:
 def _of_features(features: np.ndarray, path: Path, network: FeatureNetwork) -> Moments:
     require(features.ndim == 2, "shape of pool_3", features.shape, "(n, d)", "store one vector an image")
     source = _unknown(path, network)
-    parts = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
-    return reduce(Moments.merge, (Moments.of(part, source) for part in parts))
+    return Moments.of(features, source)
 
 
 def _check(moments: Moments, path: Path, network: FeatureNetwork) -> None:

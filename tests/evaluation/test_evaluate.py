@@ -5,13 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training import classifiers
-from evaluation.evaluate import evaluate, nfe_lockstep
+from evaluation.evaluate import check_options, evaluate, nfe_lockstep
 from evaluation.features import load_features
-from evaluation.fid import fid, moments_of_images
+from evaluation.fid import Extrapolation, Source, fid, moments_of_images
 from evaluation.inception_score import inception_score
+from evaluation.kid import kid
+from evaluation.neighbours import precision_recall
 from evaluation.plots import save_grid
 from evaluation.samples import Samples, SampleStore
+from training import classifiers
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def some_digits(ids: np.ndarray) -> Samples:
     )
 
 
-def figures(shards, network, reference, num_samples=300):
+def figures(shards, network, reference, num_samples=300, **options):
     return evaluate(
         shards,
         num_samples=num_samples,
@@ -39,6 +41,7 @@ def figures(shards, network, reference, num_samples=300):
         evaluations_per_step=2,
         network=network,
         reference=reference,
+        **options,
     )
 
 
@@ -70,14 +73,83 @@ def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
             with SampleStore(tmp_path / name, identity="a", shard_size=128) as store:
                 store.add(some_digits(ids))
         store = SampleStore(tmp_path / name, identity="a", shard_size=128)
-        found.append(figures(store.shards(300), network, reference))
+        options = {"replicates": 4, "fid_infinity": True, "compared": lambda: network(images[:20])[0]}
+        found.append(figures(store.shards(300), network, reference, **options))
     assert found[0] == found[1]  # bitwise
+
+
+def test_optional_figures_are_those_of_the_functions(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    data = network(images[-120:])[0]
+    samples = some_digits(np.arange(300))
+    shards = [samples[:70], samples[70:130], samples[130:]]
+    found = figures(shards, network, reference, fid_infinity=True, compared=lambda: data)
+    features, _ = network(images[:300])
+    kept = features[:120]
+    assert {name: found[name] for name in ("precision", "recall", "density", "coverage")} == precision_recall(
+        kept, data
+    )
+    assert (found["compared"], found["kid"], found["kid_std"]) == (120, *kid(kept, data, block_size=60))
+    line = Extrapolation(num_samples=300, reference=reference)
+    source = Source.of(network, data="samples", split="all")
+    line.add(None, features, source)
+    assert found["fid_infinity"] == pytest.approx(line.result(found["fid"]), rel=1e-8)
+    # what is there without them is the same to the last bit, and no more
+    plain = figures(shards, network, reference)
+    assert plain.items() <= found.items()
+    assert found.keys() - plain.keys() == {
+        "fid_infinity",
+        "compared",
+        "kid",
+        "kid_std",
+        *precision_recall(kept, data),
+    }
+
+
+def test_intervals_are_around_the_figures_and_not_of_the_shards(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    samples = some_digits(np.arange(300))
+    whole = figures([samples], network, reference, replicates=16)
+    parts = figures([samples[:110], samples[110:]], network, reference, replicates=16)
+    for name, figure in (("nfe_interval", "nfe_mean"), ("is_interval", "is_mean"), ("fid_interval", "fid")):
+        assert whole[name] == pytest.approx(parts[name], rel=1e-8)  # but for the order of sums
+        low, high = whole[name]
+        assert low < high
+        assert high > 0.5 * whole[figure]
+    low, high = whole["nfe_interval"]
+    # 1.96 deviations of the mean of 20, 21, ..., 319, which 16 replicates show to 18 %
+    assert high - low == pytest.approx(2 * 1.96 * 300 / np.sqrt(12 * 300), rel=0.6)
+    assert low < whole["nfe_mean"] < high
+
+
+def test_no_interval_where_samples_are_too_few(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    with pytest.warns(UserWarning, match="FID of 29 samples"):
+        found = figures([some_digits(np.arange(29))], network, reference, num_samples=29, replicates=4)
+    assert (found["fid_interval"], found["is_interval"], found["nfe_interval"]) == (None, None, None)
+    found = figures([some_digits(np.arange(299))], network, reference, num_samples=299, replicates=4)
+    assert found["is_interval"] is None
+    assert None not in (found["fid_interval"], found["nfe_interval"])
 
 
 def test_counts_need_no_feature_network():
     found = evaluate([some_digits(np.arange(5))], num_samples=5, batch_size=2, evaluations_per_step=1)
     assert (found["fid"], found["is_mean"], found["is_std"]) == (None, None, None)
     assert found["nfe_mean"] == 22
+    assert not {"fid_interval", "fid_infinity", "kid"} & found.keys()
+    found = evaluate(
+        [some_digits(np.arange(30))],
+        num_samples=30,
+        batch_size=2,
+        evaluations_per_step=1,
+        replicates=4,
+        fid_infinity=True,
+    )
+    assert (found["fid_interval"], found["is_interval"], found["fid_infinity"]) == (None, None, None)
+    assert found["nfe_interval"] is not None
 
 
 def test_lockstep_waits_for_the_slowest_of_each_batch():
@@ -86,6 +158,7 @@ def test_lockstep_waits_for_the_slowest_of_each_batch():
     assert nfe_lockstep(np.array([1, 5, 2, 3, 4]), 100, 2) == 10
 
 
+@pytest.mark.filterwarnings("ignore:FID of")
 def test_bad_input_is_refused_before_features_are_computed(network):
     def never():
         pytest.fail("shards were read")
@@ -100,6 +173,36 @@ def test_bad_input_is_refused_before_features_are_computed(network):
         figures(never(), network, reference, num_samples=4)
     with pytest.raises(ValueError, match="samples = 5: allowed is 7"):
         evaluate([some_digits(np.arange(5))], num_samples=7, batch_size=2, evaluations_per_step=1)
+    with pytest.raises(ValueError, match=r"config.eval.fid_infinity = True: allowed is from 240 samples"):
+        figures(never(), network, reference, num_samples=239, fid_infinity=True)
+    with pytest.raises(
+        ValueError, match=r"config.eval.compared = 50: allowed is .* to 40, of the 40 samples"
+    ):
+        figures(never(), network, reference, num_samples=40, compared=lambda: np.zeros((50, 48), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"compared": -1},
+            r"config.eval.compared = -1: allowed is 0 for none, or 4 .* to 300, of the 300 samp",
+        ),
+        ({"compared": 3}, r"config.eval.compared = 3: allowed is 0 for none, or 4"),
+        ({"compared": 301}, r"config.eval.compared = 301: .* set it to 300, or to 0"),
+        ({"compared": 200, "num_images": 150}, r"to 150, of the 300 samples and 150 images; set it to 150"),
+        ({"fid_infinity": True, "num_features": 64}, r"config.eval.fid_infinity = True: allowed is from 320"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(**{"num_samples": 300, "num_features": 48} | options)
+
+
+def test_options_that_can_be():
+    check_options(num_samples=3, num_features=48)
+    check_options(num_samples=300, num_features=48, fid_infinity=True, compared=300, num_images=300)
+    check_options(num_samples=4, num_features=48, compared=4)
 
 
 def test_few_samples_give_a_warning(network):

@@ -144,11 +144,28 @@ def test_published_features_are_read_in_parts(images, digits, tmp_path, monkeypa
     moments = reference.find(NETWORK, **digits[0])
     path = tmp_path / "published.npz"
     np.savez(path, pool_3=images.reshape(1797, -1)[:, 20:26].astype(np.float32), logits=np.zeros(3))
-    monkeypatch.setattr(reference, "ROWS", 500)
+    monkeypatch.setattr("evaluation.fid.ROWS", 500)
     with pytest.warns(UserWarning, match="taken on trust"):
         published = reference.load(path, NETWORK)
     assert published.name == "published.npz:unknown:1797"
     np.testing.assert_allclose(published.covariance, moments.covariance, rtol=1e-10, atol=1e-9)
+
+
+def test_features_of_the_first_images(images):
+    opened = []
+
+    def pieces():
+        for piece in (images[:100], images[100:200], images[200:]):
+            opened.append(len(piece))
+            yield piece
+
+    features = reference.first_features(pieces(), NETWORK, count=150)
+    assert np.array_equal(features, images[:150].reshape(150, -1)[:, 20:26])
+    assert opened == [100, 100]
+    with pytest.raises(
+        ValueError, match=r"config.eval.compared = 1798: allowed is at most 1797, .*in the data"
+    ):
+        reference.first_features([images], NETWORK, count=1798)
 
 
 def _arrays(**arrays):

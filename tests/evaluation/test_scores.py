@@ -82,16 +82,22 @@ def test_mmd_of_two_points_each():
 def test_kid_is_unbiased():
     # 200 draws of equal distributions: the mean is within 3 standard errors of 0 (false alarm: 0.3 %)
     random = np.random.default_rng(1)
-    draws = [squared_mmd(*random.standard_normal((2, 30, 8))) for _ in range(200)]
+    draws = [kid(*random.standard_normal((2, 30, 8)), blocks=2, block_size=20, seed=i)[0] for i in range(200)]
     assert abs(np.mean(draws)) < 3 * np.std(draws, ddof=1) / np.sqrt(200)
 
 
 def test_kid_of_reference_implementation(golden_dir):
+    # its own draws of 100 blocks of 500; it computes the kernel in float32
     with np.load(golden_dir / "inception" / "metrics.npz") as arrays:
         expected = json.loads(str(arrays["results"]))["kid"]
-        mean, std = kid(arrays["features_1"], arrays["features_2"], block_size=500, blocks=40)
+        sets = [arrays[name].astype(np.float64) for name in ("features_1", "features_2")]
+    random = np.random.RandomState(2020)
+    draws = [squared_mmd(*(x[random.choice(len(x), 500, replace=False)] for x in sets)) for _ in range(100)]
+    assert np.mean(draws) == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert np.std(draws) == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-5)
+    # and blocks of ours lie around the same mean, by less than the deviation of a block
+    mean, _ = kid(*sets, block_size=500, blocks=10)
     assert abs(mean - expected["kernel_inception_distance_mean"]) < expected["kernel_inception_distance_std"]
-    assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=0.5)  # of 40 blocks
 
 
 def test_kid_block_larger_than_a_set_is_refused():
