@@ -3,9 +3,10 @@
 python -m benchmarks.beyond [--quick] [--json FILE] [--problems NAME,NAME] [--no_search] [--workdir DIR]
 
 Problems: mixture_ve_0.05 … mixture_vp_0.2 are benchmarks/mixture.py's exact scores around 1,797 digits, where
-solvers stop at eps and do not denoise; digits_ve and digits_vp are the shipped networks. A problem is run
-with the paper's solver at eps_rel 0.02, AdaptiveExponential as it is by default, and a search over fixed
-grids: every method, order and eta in ``fixed``, on two grids, at growing numbers of steps.
+solvers stop at eps and do not denoise; digits_ve, digits_vp, mnist_ve and mnist_vp are the shipped networks.
+A problem is run with the paper's solver at eps_rel 0.02, AdaptiveExponential as it is by default, and a
+search over fixed grids: every method, order and eta in ``fixed``, on two grids, at growing numbers of steps.
+The digits' networks are also run with every solver of the library at 8 to 400 evaluations, for the plot.
 
 Quality is how far each measured number is from the truth: for the mixtures the mean log-likelihood and the
 residual variance from their expectations, and the Fréchet distance from 0 (benchmarks/exact_score.py explains
@@ -42,33 +43,45 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import main as command
 import models
 import sde_lib
 import solvers
-import training
 from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
 from benchmarks.report import machine, write_json
 from evaluation import fid
-from evaluation.features import load_features
 from evaluation.files import atomic_file, make_folder
 from evaluation.inception_score import inception_score
 from evaluation.samples import to_uint8
 from evaluation.tables import markdown
 from sde_lib import VESDE, VPSDE
-from solvers import Adaptive, Status
-from solvers.adaptive_exponential import AdaptiveExponential
-from solvers.ddim import DDIM
-from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
-from solvers.edm import Heun
-from solvers.grids import Rho, UniformLogSNR
-from solvers.unipc import UniPC
+from solvers import (
+    DDIM,
+    DEIS,
+    EDM,
+    RK45,
+    Adaptive,
+    AdaptiveExponential,
+    AncestralSampling,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ReverseDiffusion,
+    Rho,
+    SDEDPMSolverPP,
+    Status,
+    UniformLogSNR,
+    UniPC,
+)
 
 PROBLEMS = [f"mixture_{sde}_{width}" for sde in ("ve", "vp") for width in ("0.05", "0.1", "0.2")]
-PROBLEMS += ["digits_ve", "digits_vp"]
-SAMPLES = {"mixture": 1024, "digits": 512}
+PROBLEMS += [f"{data}_{sde}" for data in ("digits", "mnist") for sde in ("ve", "vp")]
+SAMPLES = {"mixture": 1024, "digits": 512, "mnist": 256}
 MANY_SAMPLES = 10_000  # for failures and the spread of NFE
 SEEDS, BATCH_SIZE, MAX_EVALUATIONS = 5, 512, 4000
-STEPS = {"mixture": (15, 20, 25, 30, 40), "digits": (8, 12, 16, 20, 30)}
+STEPS = {"mixture": (15, 20, 25, 30, 40), "digits": (8, 12, 16, 20, 30), "mnist": (12, 20, 30)}
+FRONT = (8, 16, 32, 64, 128, 256, 400)  # evaluations
 # the numbers whose truth is at an end; the others have an expectation
 LOWER_IS_BETTER = {"frechet": True, "fid": True, "is_mean": False}
 
@@ -121,6 +134,24 @@ def fixed(num_steps: int) -> Iterator[tuple[str, Any]]:
         yield "Heun, rho 7", Heun(num_steps=num_steps // 2, grid=Rho())
 
 
+def front(ve: bool) -> Iterator[tuple[str, Any]]:
+    """What is not in ``fixed``, and all of it at more evaluations."""
+    for n in FRONT:
+        if n > max(STEPS["digits"]):
+            yield from fixed(n)
+        yield "Euler-Maruyama", EulerMaruyama(num_steps=n)
+        yield "reverse diffusion", ReverseDiffusion(num_steps=n)
+        yield "ancestral", AncestralSampling(num_steps=n)
+        corrected = ReverseDiffusion(num_steps=n // 2)
+        yield "predictor-corrector", PredictorCorrector(predictor=corrected, snr=0.16 if ve else 0.01)
+        yield "DEIS", DEIS(num_steps=n)
+        yield "EDM, churn 40", EDM(num_steps=n // 2, churn=40.0)
+    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+        yield f"RK45, tolerance {tolerance:g}", RK45(rtol=tolerance, atol=tolerance)
+    for eps_rel in (0.5, 0.1, 0.05, 0.01):
+        yield f"paper, eps_rel {eps_rel:g}", dataclasses.replace(paper(ve), eps_rel=eps_rel)
+
+
 def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Task]:
     """The seeds of ours and the paper's first, then the search."""
     for problem in problems:
@@ -149,13 +180,16 @@ def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Tas
         for n in (20,) if quick else STEPS[family] if search else ():
             for name, solver in fixed(n):
                 yield Task(name=name, solver=solver, **shared)
+        if family == "digits" and search and not quick:
+            for name, solver in front(ve):
+                yield Task(name=name, solver=solver, **shared)
 
 
 def measured(path: Path, task: Task) -> dict[str, float]:
     """The record of a task: read, or made and written."""
     if path.exists():
         return json.loads(path.read_text())
-    record = (on_mixture if task.problem.startswith("mixture") else on_digits)(task)
+    record = (on_mixture if task.problem.startswith("mixture") else on_network)(task)
     with atomic_file(path) as file:
         file.write(json.dumps(record | {"task": str(task)}, indent=1).encode())
     return record
@@ -209,9 +243,9 @@ def on_mixture(task: Task) -> dict[str, float]:
     return record | {"log_likelihood": log_likelihood, "frechet": distance, "residual": residual}
 
 
-def on_digits(task: Task) -> dict[str, float]:
-    name = task.problem.rpartition("_")[2]
-    config = importlib.import_module(f"configs.{name}.digits_adaptive").get_config()
+def on_network(task: Task) -> dict[str, float]:
+    data, _, name = task.problem.partition("_")
+    config = command.config_of(f"{name}/{data}_adaptive")
     sde = sde_lib.from_config(config.sde)
     solution = solvers.sample(
         models.load_score_fn(config),
@@ -223,13 +257,12 @@ def on_digits(task: Task) -> dict[str, float]:
         batch_size=64,
         max_evaluations=MAX_EVALUATIONS,
     )
-    network = load_features("digits")
-    images = to_uint8(solution.x, centered=config.data.centered)
-    features, logits = network(images)
-    source = fid.Source.of(network, data="digits", split="all")
-    reference = fid.Moments.of(network(training.load(config.data))[0], source)
+    measures = command.measures(config)
+    network = measures["network"]
+    features, logits = network(to_uint8(solution.x, centered=config.data.centered))
+    source = fid.Source.of(network, data="samples", split="all")
     return counts(solution) | {
-        "fid": fid.fid(fid.Moments.of(features, source), reference),
+        "fid": fid.fid(fid.Moments.of(features, source), measures["reference"]),
         "is_mean": inception_score(logits)[0],
     }
 
@@ -317,14 +350,16 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(-(-len(problems) // 3), min(3, len(problems)), squeeze=False).flat
     for panel, problem in zip(panels, problems, strict=False):
-        number = "fid" if problem.startswith("digits") else "residual"
+        number = "residual" if problem.startswith("mixture") else "fid"
         lines: dict[str, list[tuple[float, float]]] = {}
         for row, runs in grouped(records, problem).items():
             if row == "truth" or "noisy" in row or "many" in row:
                 continue
             label = row.rpartition(", ")[0] or row
             point = float(np.mean([r["nfe"] for r in runs])), float(np.mean([r[number] for r in runs]))
-            lines.setdefault("ours" if row.startswith("ours, eps") else label, []).append(point)
+            name, _, setting = row.partition(", ")
+            by_tolerance = setting.startswith(("eps_rel", "tolerance"))
+            lines.setdefault(name if by_tolerance else label, []).append(point)
         for i, (label, points) in enumerate(lines.items()):
             own = label.startswith("ours")
             style: dict[str, Any] = {
