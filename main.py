@@ -28,7 +28,9 @@ MODES = {
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 MODE = flags.DEFINE_string("mode", "eval", "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + ".")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/CONFIG-HASH by default.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go, a local folder or gs://BUCKET/FOLDER; runs/CONFIG-HASH by default."
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights to use instead of config.model.checkpoint.")
 IMAGES = flags.DEFINE_string(
     "images", None, "For --mode=eval: measure these, a folder, a .zip or an .npz file, instead of sampling."
@@ -86,7 +88,7 @@ def evaluate() -> None:
     if IMAGES.value is not None:
         return evaluate_images(IMAGES.value)
     prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
-    measure(prepared, **measures(CONFIG.value))
+    measure(prepared, workdir(default_workdir(prepared.config_hash[:8])), **measures(CONFIG.value))
 
 
 def measures(config) -> dict[str, Any]:
@@ -124,46 +126,46 @@ def evaluate_images(path: str) -> None:
     from evaluation import images, run
 
     opened = training.open_samples(path, CONFIG.value.data)
-    workdir = Path(WORKDIR.value or default_workdir("images"))
+    folder = workdir(default_workdir("images"))
     result = images.evaluate_images(
         training.pieces(opened, limit=CONFIG.value.eval.shard_size),
         path=path,
         count=opened.count,
-        workdir=workdir,
+        workdir=folder,
         **measures(CONFIG.value),
     )
-    print(f"{path}\n{run.summary(result)}\n{workdir}/results.jsonl")
+    print(f"{path}\n{run.summary(result)}\n{folder}/results.jsonl")
 
 
 def sample() -> None:
     from evaluation import run
 
-    measure(run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value))
+    prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
+    measure(prepared, workdir(default_workdir(prepared.config_hash[:8])))
 
 
-def measure(prepared, **measures) -> None:
+def measure(prepared, folder, **measures) -> None:
     from evaluation import run
 
-    workdir = Path(WORKDIR.value or default_workdir(prepared.config_hash[:8]))
-    result = run.sample_and_evaluate(prepared, workdir, **measures)
-    files = f"{workdir}/results.jsonl  {workdir}/samples.png"
+    result = run.sample_and_evaluate(prepared, folder, **measures)
+    files = f"{folder}/results.jsonl  {folder}/samples.png"
     print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
 
 
 def sweep() -> None:
     from evaluation.sweep import sweep
 
-    workdir = Path(WORKDIR.value or default_workdir("sweep"))
+    folder = workdir(default_workdir("sweep"))
     table = sweep(
         CONFIG.value,
         SWEEP.value,
-        workdir,
+        folder,
         name=config_name(),
         command=command_line(),
         checkpoint=CHECKPOINT.value,
         **measures(CONFIG.value),
     )
-    print(f"{table}\nwritten to {workdir}/sweep.*")
+    print(f"{table}\nwritten to {folder}/sweep.*")
 
 
 def reproduce() -> None:
@@ -179,11 +181,11 @@ def reproduce() -> None:
     counts = {"num_samples": NUM_SAMPLES.value, "seeds": SEEDS.value, "batch_size": BATCH_SIZE.value}
     require_count(**{f"--{flag}": value for flag, value in counts.items() if value is not None})
     keep_compiled_programs(base.get_config().compilation_cache)
-    workdir = Path(WORKDIR.value or f"runs/table_{name}")
+    folder = workdir(f"runs/table_{name}")
     table = reproduce(
         name,
         tables.TABLES[name],
-        workdir,
+        folder,
         models=tables.MODELS,
         methods=tables.METHODS,
         get_config=config_of,
@@ -191,16 +193,16 @@ def reproduce() -> None:
         command=command_line(),
         **counts,
     )
-    print(f"{table}\nwritten to {workdir}/table_{name}.*")
+    print(f"{table}\nwritten to {folder}/table_{name}.*")
 
 
 def train() -> None:
     import training
     from evaluation import run
 
-    workdir = Path(WORKDIR.value or default_workdir("train"))
-    picture = run.snapshot(CONFIG.value, name=config_name(), folder=workdir / "snapshots")
-    path = training.train(CONFIG.value, workdir, on_snapshot=picture, command=command_line())
+    folder = workdir(default_workdir("train"))
+    picture = run.snapshot(CONFIG.value, name=config_name(), folder=folder / "snapshots")
+    path = training.train(CONFIG.value, folder, on_snapshot=picture, command=command_line())
     print(f"{path}\nsample from it: python main.py --config={config_path()} --checkpoint={path}")
 
 
@@ -239,6 +241,13 @@ def config_name() -> str:
     """As "ve/digits_adaptive"."""
     path = Path(config_path())
     return f"{path.parent.name}/{path.stem}"
+
+
+def workdir(default: str) -> Any:
+    """--workdir as a path, or the default; refused before any work is spent where it cannot be a folder."""
+    from evaluation.files import work_folder
+
+    return work_folder(WORKDIR.value or default)
 
 
 def default_workdir(last: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 
 from evaluation import evaluate as figures
@@ -29,7 +29,7 @@ def evaluate_images(
     count: int,
     network: FeatureNetwork,
     reference: Moments,
-    workdir: Path,
+    workdir: epath.PathLike,
     splits: int = 10,
 ) -> dict[str, Any]:
     """The figures of images, which are also added to results.jsonl in ``workdir``.

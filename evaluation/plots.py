@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ MARKERS = "osD^vP*Xph"
 
 
 def save_grid(
-    path: Path,
+    path: PurePath,
     images: UInt8[np.ndarray, "n h w c"],
     *,
     title: str,
@@ -101,7 +101,7 @@ class Curve:
     unconfirmed: tuple[Point, ...] = ()
 
 
-def save_curves(path: Path, panels: Mapping[str, Sequence[Curve]], *, title: str) -> None:
+def save_curves(path: PurePath, panels: Mapping[str, Sequence[Curve]], *, title: str) -> None:
     """Writes a PNG of FID against evaluations, both logarithmic, a panel each, at most two beside each other.
 
     Our points are filled and joined, with a bar from the least to the largest of the seeds; published ones

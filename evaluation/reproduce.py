@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ Key = tuple[str, str, float | None]  # model, method and eps_rel of a cell
 def reproduce(
     name: str,
     table: Any,
-    workdir: Path,
+    workdir: PurePath,
     *,
     models: Mapping[str, Any],
     methods: Mapping[str, str],

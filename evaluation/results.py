@@ -19,8 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from evaluation.files import atomic_file, make_folder, refused
+from evaluation.files import atomic_file, explained, is_local, make_folder, read_file
 from sde_lib import SDE, require
 from solvers import Solver
 
@@ -86,35 +87,37 @@ class Result:
         return json.dumps(values, allow_nan=False)
 
 
-def append(workdir: Path, result: Result) -> None:
+def append(workdir: epath.PathLike, result: Result) -> None:
     """Adds a line to workdir/results.jsonl, after cutting off a line that an earlier run left torn.
 
     Raises:
         OSError: with the path, the reason and the fix.
     """
-    path = workdir / "results.jsonl"
+    path, line = epath.Path(workdir) / "results.jsonl", result.line().encode() + b"\n"
     make_folder(workdir)
-    try:
-        with open(path, "a+b") as file:
-            file.seek(0)
-            file.truncate(_end_of_whole_lines(file.read()))
-            file.write(result.line().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise refused(path, error) from error
+    if not is_local(path):  # where files cannot be added to
+        before = read_file(path) or b""
+        with atomic_file(path) as file:
+            file.write(before[: _end_of_whole_lines(before)] + line)
+        return
+    with explained("write", path), open(path, "a+b") as file:
+        file.seek(0)
+        before = file.read()
+        if (end := _end_of_whole_lines(before)) < len(before):
+            file.truncate(end)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def read(workdir: Path) -> list[dict[str, Any]]:
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The results in workdir/results.jsonl, oldest first; a torn last line is passed over.
 
     Raises:
         ValueError: naming a line before the last one that is not JSON.
     """
-    path = workdir / "results.jsonl"
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+    path = epath.Path(workdir) / "results.jsonl"
+    content = read_file(path) or b""
     results = []
     for number, line in enumerate(content[: _end_of_whole_lines(content)].splitlines(), start=1):
         try:
@@ -125,7 +128,12 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 
 def find(
-    workdir: Path, *, config_hash: str, num_samples: int, features: str | None, reference: str | None
+    workdir: epath.PathLike,
+    *,
+    config_hash: str,
+    num_samples: int,
+    features: str | None,
+    reference: str | None,
 ) -> dict[str, Any] | None:
     """The newest result of this config of so many samples with these features and reference, or None."""
     wanted = {"config_hash": config_hash, "num_samples": num_samples}
@@ -186,21 +194,20 @@ def _keys(group: str, values: dict[str, Any]) -> dict[str, Any]:
     return {f"{group}.{name}": value for name, value in values.items()}
 
 
-def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
+def claim_workdir(workdir: epath.PathLike, identity: dict[str, Any]) -> None:
     """Makes the folder this config's: writes identity.json, or finds it there.
 
     Raises:
         ValueError: if the folder holds another config's samples, with the keys that differ and both values.
         OSError: if it cannot be written, with the path, the reason and the fix.
     """
-    path = workdir / "identity.json"
-    if not path.exists():
+    path = epath.Path(workdir) / "identity.json"
+    if read_file(path) is None:
         make_folder(workdir)
         with atomic_file(path) as file:
             file.write(json.dumps(identity, indent=1, sort_keys=True).encode())
-        return
-    try:
-        owner = json.loads(path.read_bytes())
+    try:  # also after writing it: another process may have done so too
+        owner = json.loads(read_file(path) or b"")
     except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}), so nobody knows whose samples these are; take another --workdir"

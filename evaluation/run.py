@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 import models
 import sde_lib
@@ -17,13 +19,14 @@ from evaluation import evaluate as figures
 from evaluation import plots, results
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
-from evaluation.files import make_folder
+from evaluation.files import make_folder, require_writable
 from evaluation.inception_score import require_enough
 from evaluation.samples import Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib.checks import require, require_count
 
 PICTURED = 72  # samples in samples.png
+BYTES = 24  # of a sample in its shard, beside the image: its id and four counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +105,16 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
 
 
 def sample_and_evaluate(
-    run: Run, workdir: Path, *, network: FeatureNetwork | None = None, reference: Moments | None = None
+    run: Run,
+    workdir: epath.PathLike,
+    *,
+    network: FeatureNetwork | None = None,
+    reference: Moments | None = None,
 ) -> dict[str, Any]:
     """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
 
     Killed at any moment and called again it goes on from the shards that are there; a larger ``num_samples``
-    samples only what is missing.
+    samples only what is missing. Called by several processes with one workdir, they share the sampling.
 
     Args:
         run: from ``prepare``.
@@ -117,8 +124,10 @@ def sample_and_evaluate(
 
     Raises:
         ValueError: for a workdir that holds another config's samples, or too few samples for the scores.
-        OSError: for a disk that refuses a file; what was written before stays whole.
+        OSError: for a disk that refuses a file, or, before anything is sampled, that is read-only or has no
+            room for the samples; what was written before stays whole.
     """
+    workdir = epath.Path(workdir)
     settings = run.config.eval
     if network is not None:
         require_enough(settings.num_samples)
@@ -126,19 +135,23 @@ def sample_and_evaluate(
     results.claim_workdir(workdir, run.identity)
     features = None if network is None else f"{network.name}:{network.sha256}"
     compared_to = None if reference is None else reference.name
-    known = results.find(
-        workdir,
-        config_hash=run.config_hash,
-        num_samples=settings.num_samples,
-        features=features,
-        reference=compared_to,
-    )
-    if known is not None:
-        return known
 
+    def known() -> dict[str, Any] | None:
+        return results.find(
+            workdir,
+            config_hash=run.config_hash,
+            num_samples=settings.num_samples,
+            features=features,
+            reference=compared_to,
+        )
+
+    if (result := known()) is not None:
+        return result
     folder = workdir / "samples"
     with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
         cost = _sample_missing(run, store)
+    if (result := known()) is not None:  # of another process, which was faster
+        return result
     measured = figures.evaluate(
         store.shards(settings.num_samples),
         num_samples=settings.num_samples,
@@ -148,7 +161,7 @@ def sample_and_evaluate(
         reference=reference,
     )
     solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-    result = results.Result(
+    line = results.Result(
         config_hash=run.config_hash,
         checkpoint_sha256=run.identity["checkpoint_sha256"],
         git_commit=results.git_commit(),
@@ -162,15 +175,19 @@ def sample_and_evaluate(
     )
     first = next(store.shards(min(PICTURED, settings.num_samples)))
     plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
-    results.append(workdir, result)
-    return results.read(workdir)[-1]
+    if (result := known()) is None:
+        results.append(workdir, line)
+    return result or results.read(workdir)[-1]
 
 
 def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
     """Samples what the store lacks; returns what that cost, None where nothing was lacking."""
     settings = run.config.eval
-    missing = store.missing(settings.num_samples)
-    if len(missing) == 0:
+    missing = len(store.missing(settings.num_samples))
+    require_writable(store.folder, size=missing * (math.prod(run.image_shape) + BYTES))
+    pending = store.pending(settings.num_samples, process=jax.process_index(), processes=jax.process_count())
+    ids = np.concatenate([np.empty(0, int), *pending])
+    if len(ids) == 0:
         return {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
     parts = []
     for part in solvers.stream(
@@ -179,7 +196,7 @@ def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
         run.solver,
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
-        sample_ids=missing,
+        sample_ids=ids,
         lanes=min(settings.batch_size, settings.num_samples),
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
@@ -190,12 +207,12 @@ def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
     useful = sum(int(part.nfe.sum()) for part in parts)
     return {
         "lane_utilization": useful / sum(part.lane_evaluations for part in parts),
-        "samples_per_second": len(missing) / sum(part.seconds_sampling for part in parts),
+        "samples_per_second": len(ids) / sum(part.seconds_sampling for part in parts),
         "seconds_compile": sum(part.seconds_compile for part in parts),
     }
 
 
-def snapshot(config: Any, *, name: str, folder: Path) -> Callable[[int, solvers.ScoreFn], None]:
+def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int, solvers.ScoreFn], None]:
     """What training calls with (step, score_fn): a picture of samples by the config's own solver."""
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver)
@@ -213,7 +230,7 @@ def snapshot(config: Any, *, name: str, folder: Path) -> Callable[[int, solvers.
         )
         make_folder(folder)
         plots.save_grid(
-            folder / f"step_{step:08d}.png",
+            epath.Path(folder) / f"step_{step:08d}.png",
             to_uint8(solution.x, centered=data.centered),
             title=f"{name}   after {step:,} training steps",
             caption=f"NFE {solution.nfe.mean():.1f} mean, {solution.nfe.max()} max",

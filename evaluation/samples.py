@@ -5,20 +5,39 @@ sample i is the same sample in every run of a config, so a killed run goes on wi
 larger one adds what it lacks, and numbers computed shard by shard in id order do not depend on
 interruptions. A shard is whole or not there (evaluation/files.py); one that a broken disk tore, or that
 another config left, is found by its checksum or its identity, and made again.
+
+Several processes may work in one folder, started by hand or by a scheduler, with nothing between them but
+its files: they share the shards by claims (see ``SampleStore.pending``), and what two of them make twice is
+the same. The store looks at the folder again whenever it says what is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import io
+import itertools
+import random
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Hashable, Iterator
 from types import TracebackType
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from evaluation.files import atomic_file, make_folder, refused
+from evaluation.files import (
+    atomic_file,
+    create,
+    explained,
+    is_gone,
+    make_folder,
+    owner,
+    read_file,
+    remove_unfinished,
+    version,
+)
 from sde_lib.checks import require
 from solvers import Solution
 
@@ -85,42 +104,65 @@ def joined(*parts: Samples) -> Samples:
     return together[rows]
 
 
+DIGITS = 64  # of a SHA-256
+
+
+def pack(samples: Samples, *, identity: str, shard_size: int) -> bytes:
+    """A shard as a file: an .npz archive whose comment, its last 64 bytes, is the SHA-256 of all before."""
+    archive = io.BytesIO()
+    arrays = {name: getattr(samples, name) for name in FIELDS}
+    np.savez(archive, allow_pickle=False, identity=identity, shard_size=shard_size, **arrays)
+    content = archive.getbuffer()
+    content[-2:] = DIGITS.to_bytes(2, "little")  # an archive ends with the length of its comment, 0 so far
+    return b"".join([content, hashlib.sha256(content).hexdigest().encode()])
+
+
+def unpack(content: bytes) -> tuple[Samples, str, int]:
+    """The samples, identity and shard size in a file of ``pack``.
+
+    Raises:
+        ValueError: if a single bit of it is not as it was written.
+    """
+    archive, digest = memoryview(content)[:-DIGITS], content[-DIGITS:]
+    if hashlib.sha256(archive).hexdigest().encode() != digest:
+        raise ValueError("its checksum does not hold")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    identity, shard_size = str(arrays.pop("identity")), int(arrays.pop("shard_size"))
+    return Samples(**arrays), identity, shard_size
+
+
 class SampleStore:
-    """The samples of one config in a folder.
+    """The samples of one config in a folder, to which other processes may be adding too.
 
     Use it as a context manager: leaving it, also by Ctrl-C, writes the finished samples of unfinished shards.
 
         with SampleStore(workdir / "samples", identity=config_hash, shard_size=1024) as store:
-            for solution in solvers.stream(…, sample_ids=store.missing(num_samples)):
-                store.add(Samples.of(solution, centered=…))
+            for ids in store.pending(num_samples):
+                store.add(…)  # the samples with these ids, in any order and in any pieces
         for shard in store.shards(num_samples):
             …
 
+    Every method that looks at the folder may raise a ValueError, if its shards are of another size, and an
+    OSError, if it cannot be read or written.
+
     Args:
-        folder: made when the first shard is written.
+        folder: made when something is written.
         identity: of the run; a shard with another one does not belong here.
         shard_size: S, samples a shard.
-
-    Raises:
-        ValueError: if the folder's shards are of another size.
-        OSError: if a shard cannot be read.
     """
 
-    def __init__(self, folder: Path, *, identity: str, shard_size: int):
+    def __init__(self, folder: epath.PathLike, *, identity: str, shard_size: int):
         require(
             shard_size >= 1, "config.eval.shard_size", shard_size, "at least 1", "set it to 1024, for example"
         )
-        self.folder = Path(folder)
+        self.folder = epath.Path(folder)
         self.identity = identity
         self.shard_size = shard_size
-        self._stored: dict[int, np.ndarray] = {}  # ids in each shard on the disk
-        self._finished: dict[int, Samples] = {}  # samples of each shard that is not complete yet
-        self._foreign: set[Path] = set()
-        for path in sorted(self.folder.glob("shard_*.npz")):
-            number = int(path.stem.removeprefix("shard_"))
-            samples = self._read(path)
-            if samples is not None:
-                self._stored[number] = samples.sample_ids
+        self._seen: dict[int, tuple[Hashable, np.ndarray]] = {}  # version of each shard's file, ids in it
+        self._finished: dict[int, Samples] = {}  # samples of each shard that are not on the disk yet
+        self._foreign: set[int] = set()
+        self._claims: set[int] = set()  # shards that this process took
 
     def __enter__(self) -> SampleStore:
         return self
@@ -137,14 +179,45 @@ class SampleStore:
             warnings.warn(f"finished samples were lost: {second_error}", stacklevel=2)
 
     def missing(self, num_samples: int) -> Int[np.ndarray, " m"]:
-        """Ids below ``num_samples`` that are yet to be sampled, ascending."""
-        there = [*self._stored.values(), *(samples.sample_ids for samples in self._finished.values())]
-        return np.setdiff1d(np.arange(num_samples), np.concatenate([np.empty(0, int), *there]))
+        """Ids below ``num_samples`` that nobody has finished by now, ascending."""
+        parts = [self._missing(number, num_samples) for number in self._numbers(num_samples)]
+        return np.concatenate([np.empty(0, int), *parts])
+
+    def pending(
+        self, num_samples: int, *, process: int = 0, processes: int = 1
+    ) -> Iterator[Int[np.ndarray, " m"]]:
+        """Yields the ids to be sampled, of a shard at a time, as the folder is when each is asked for.
+
+        A shard is taken by a file beside it, the claim, which goes when the shard is complete. A claim is
+        advice: shards that other processes took come last, and if they are missing even then, they are
+        sampled all the same. So nobody waits for a process that died, and at worst some of the last shards
+        are made by two. Claims of this machine's dead processes are removed at the start.
+
+        Args:
+            num_samples: the ids are below it.
+            process, processes: which process this is of how many that were started together, each of which
+                begins with shards of its own.
+        """
+        self._remove_leftovers()
+        numbers = sorted(self._numbers(num_samples), key=lambda number: (number - process) % processes)
+        taken = []
+        for number in numbers:
+            ids = self._missing(number, num_samples)
+            if len(ids) and self._claim(number):
+                yield ids
+            elif len(ids):
+                taken.append(number)
+        # in an order of its own: those that are left share the shards of those that are gone
+        random.Random(owner()).shuffle(taken)
+        for number in taken:
+            ids = self._missing(number, num_samples)
+            if len(ids):
+                yield ids
 
     def add(self, samples: Samples) -> None:
         """Takes finished samples in any order; a shard is written as soon as it is complete.
 
-        An id that is already there is passed over: it is the same sample.
+        Of samples with the same id the first is kept: they are the same.
 
         Raises:
             OSError: for a disk that refuses the shard, with path, reason and fix. The samples stay in memory,
@@ -152,29 +225,28 @@ class SampleStore:
         """
         numbers = samples.sample_ids // self.shard_size
         for number in np.unique(numbers).tolist():
-            stored = self._stored.get(number, np.empty(0, int))
-            new = samples[(numbers == number) & ~np.isin(samples.sample_ids, stored)]
-            if len(new) == 0:
-                continue
             finished = [self._finished[number]] if number in self._finished else []
-            self._finished[number] = joined(*finished, new)
-            if len(self._finished[number]) + len(stored) == self.shard_size:
+            self._finished[number] = joined(*finished, samples[numbers == number])
+            _, stored = self._seen.get(number) or self._look(number)
+            if len(np.union1d(stored, self._finished[number].sample_ids)) == self.shard_size:
                 self._write(number)
 
     def flush(self) -> None:
-        """Writes the finished samples of shards that are not complete yet; those can be completed later.
+        """Writes the finished samples of shards that are not complete yet, and gives up all claims.
 
         Raises:
             OSError: for a disk that refuses a shard, with path, reason and fix.
         """
         for number in sorted(self._finished):
             self._write(number)
+        for number in sorted(self._claims):
+            self._release(number)
 
     def shards(self, num_samples: int) -> Iterator[Samples]:
         """The samples 0 to ``num_samples`` − 1 in the order of their ids, a shard at a time.
 
         Raises:
-            ValueError: if some are missing, or a shard was torn since the store was opened.
+            ValueError: if some are missing, or a shard is torn meanwhile.
         """
         self.flush()
         missing = self.missing(num_samples)
@@ -183,58 +255,74 @@ class SampleStore:
             "samples missing",
             len(missing),
             f"none of {num_samples} in {self.folder}",
-            "sample them first",
+            "run the same command again, which samples these",
         )
-        for number in range(-(-num_samples // self.shard_size)):
-            samples = self._read(self._path(number))
-            if samples is None:  # it was whole when the store was opened
+        for number in self._numbers(num_samples):
+            samples = self._read(number)
+            if samples is None:
                 raise ValueError(
-                    f"{self._path(number)} is torn or was replaced meanwhile; run the same command again: "
-                    "it makes this shard again"
+                    f"{self._path(number)} was torn or replaced meanwhile; run the same command again: it "
+                    "makes this shard again"
                 )
             yield samples[samples.sample_ids < num_samples]
 
-    def _path(self, number: int) -> Path:
+    def _numbers(self, num_samples: int) -> range:
+        return range(-(-num_samples // self.shard_size))
+
+    def _path(self, number: int) -> epath.Path:
         return self.folder / f"shard_{number:06d}.npz"
 
-    def _write(self, number: int) -> None:
-        path = self._path(number)
-        samples = self._finished[number]
-        if number in self._stored:  # partial until now
-            stored = self._read(path)
-            samples = samples if stored is None else joined(stored, samples)
-        make_folder(self.folder)
-        if path in self._foreign:
-            try:
-                path.rename(path.with_name(path.name + ".foreign"))
-            except OSError as error:
-                raise refused(path, error) from error
-            self._foreign.remove(path)
-        with atomic_file(path) as file:
-            arrays = {name: getattr(samples, name) for name in FIELDS}
-            np.savez(file, allow_pickle=False, identity=self.identity, shard_size=self.shard_size, **arrays)
-        self._stored[number] = samples.sample_ids
-        del self._finished[number]
+    def _missing(self, number: int, num_samples: int) -> Int[np.ndarray, " m"]:
+        """The ids of a shard that are neither in its file by now nor finished here."""
+        start = number * self.shard_size
+        ids = np.arange(start, min(start + self.shard_size, num_samples))
+        _, stored = self._look(number)
+        finished = self._finished[number].sample_ids if number in self._finished else []
+        return np.setdiff1d(ids, np.union1d(stored, finished))
 
-    def _read(self, path: Path) -> Samples | None:
-        """A shard of this run; None, with a warning, for one that is torn or foreign."""
+    def _look(self, number: int) -> tuple[Hashable, Int[np.ndarray, " m"]]:
+        """The version of a shard's file and the ids in it, as they are now; it is read only if it changed."""
+        now = version(self._path(number))
+        if number not in self._seen or self._seen[number][0] != now:
+            samples = self._read(number)
+            self._seen[number] = now, np.empty(0, int) if samples is None else samples.sample_ids
+        return self._seen[number]
+
+    def _write(self, number: int) -> None:
+        """Puts the finished samples of a shard into its file, unless another process has."""
+        path, samples = self._path(number), self._finished[number]
+        _, stored = self._look(number)
+        if not np.isin(samples.sample_ids, stored).all():
+            if len(stored) and (there := self._read(number)) is not None:
+                samples = joined(there, samples)
+            make_folder(self.folder)
+            if number in self._foreign:
+                with explained("write", path):
+                    path.rename(_unused(path, ".foreign"))
+            with atomic_file(path) as file:
+                file.write(pack(samples, identity=self.identity, shard_size=self.shard_size))
+        del self._finished[number]
+        if len(np.union1d(stored, samples.sample_ids)) == self.shard_size:
+            self._release(number)
+
+    def _read(self, number: int) -> Samples | None:
+        """A shard of this run; None if there is none, and, with a warning, if it is torn or foreign."""
+        path = self._path(number)
+        self._foreign.discard(number)
+        if (content := read_file(path)) is None:
+            return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}  # reading to the end checks the CRCs
-            identity, shard_size = str(arrays.pop("identity")), int(arrays.pop("shard_size"))
-            samples = Samples(**arrays)
-        except OSError:
-            raise  # the disk's fault, not the shard's
-        except Exception as error:  # the zip and npy readers have no common error for torn files
-            warnings.warn(f"{path} is torn ({error}): its samples are made again", stacklevel=3)
+            samples, identity, shard_size = unpack(content)
+        except ValueError as error:
+            warnings.warn(f"{path} is torn ({error}): its samples are made again", stacklevel=2)
             return None
         if identity != self.identity:
             warnings.warn(
                 f"{path} is of another run (identity {identity}, here {self.identity}): its samples are "
                 "made again, and the file is kept with the ending .foreign",
-                stacklevel=3,
+                stacklevel=2,
             )
-            self._foreign.add(path)
+            self._foreign.add(number)
             return None
         require(
             shard_size == self.shard_size,
@@ -244,3 +332,36 @@ class SampleStore:
             f"set it back to {shard_size}, or take another --workdir",
         )
         return samples
+
+    def _claim_path(self, number: int) -> epath.Path:
+        return self._path(number).with_suffix(".claim")
+
+    def _claim(self, number: int) -> bool:
+        """Takes a shard, unless another process has."""
+        make_folder(self.folder)
+        if number not in self._claims and not create(self._claim_path(number), owner()):
+            return False
+        self._claims.add(number)
+        return True
+
+    def _release(self, number: int) -> None:
+        """Removes the claim on a shard, whoever made it."""
+        self._claims.discard(number)
+        with contextlib.suppress(
+            Exception
+        ):  # a store's client has errors of its own; one that stays is no harm
+            self._claim_path(number).unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what this machine's dead processes left: unfinished files and claims."""
+        remove_unfinished(self.folder)
+        for path in self.folder.glob("shard_*.claim"):
+            with contextlib.suppress(Exception):  # gone meanwhile
+                if is_gone(path.read_text()):
+                    path.unlink()
+
+
+def _unused(path: epath.Path, ending: str) -> epath.Path:
+    """A path beside another with this ending, numbered where there is one already."""
+    numbers = itertools.chain([""], itertools.count(2))
+    return next(p for n in numbers if not (p := path.with_name(f"{path.name}{ending}{n}")).exists())

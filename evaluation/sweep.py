@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def sweep(
     config: Any,
     products: Sequence[str],
-    workdir: Path,
+    workdir: PurePath,
     *,
     name: str,
     command: str,
@@ -188,7 +188,7 @@ def cells_bar(total: int, unit: str) -> tqdm:
 
 def measured(
     run: Run,
-    workdir: Path,
+    workdir: PurePath,
     *,
     bar: tqdm,
     cost: int,

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def made_of(rows: Sequence[Row]) -> str:
 
 
 def write(
-    workdir: Path, name: str, rows: Sequence[Row], *, title: str, command: str, notes: Sequence[str] = ()
+    workdir: PurePath, name: str, rows: Sequence[Row], *, title: str, command: str, notes: Sequence[str] = ()
 ) -> str:
     """Writes workdir/NAME.md, NAME.csv and, where there is something to plot, NAME.png; returns the Markdown.
 

@@ -24,7 +24,7 @@ LONGEST = 600  # seconds that any step of these tests may take, on a busy machin
 
 
 class Whole(NamedTuple):
-    """A run that nobody interrupted, with the seconds from its first shard to its last, and on to its result."""
+    """A run that nobody interrupted; seconds from its first shard to its last, and then to its result."""
 
     workdir: Path
     sampling: float

@@ -1,7 +1,9 @@
 """results.jsonl, and whose samples a workdir holds."""
 
 import dataclasses
+import errno
 import json
+import shutil
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,8 +13,10 @@ import pytest
 import sde_lib
 import solvers
 from configs import base
-from evaluation import results
+from configs.ve.digits_adaptive import get_config
+from evaluation import results, run
 from evaluation.results import Result, append, claim_workdir, config_identity, find, read
+from evaluation.samples import Samples, SampleStore
 
 RESULT = Result(
     config_hash="aa",
@@ -57,8 +61,8 @@ def identity_of(*, checkpoint_sha256: str | None = "ff", **settings: Any) -> tup
 # --- results.jsonl ---
 
 
-def test_results_are_appended_and_found(tmp_path):
-    workdir = tmp_path / "new" / "folder"
+def test_results_are_appended_and_found(folder):
+    workdir = folder / "new" / "folder"
     assert read(workdir) == []
     append(workdir, RESULT)
     append(workdir, dataclasses.replace(RESULT, num_samples=200))
@@ -73,8 +77,8 @@ def test_results_are_appended_and_found(tmp_path):
     newest = find(workdir, **known)
     assert newest is not None
     assert (newest["fid"], newest["kid_mean"]) == (2.5, 0.1)
-    for other in ({"config_hash": "bb"}, {"features": "digits:11"}, {"reference": "digits:test:9"}):
-        assert find(workdir, **known | other) is None
+    for key, value in {"config_hash": "bb", "features": "digits:11", "reference": "digits:test:9"}.items():
+        assert find(workdir, **{**known, key: value}) is None
 
 
 def test_a_line_has_every_key_and_is_strict_json(tmp_path):
@@ -86,14 +90,14 @@ def test_a_line_has_every_key_and_is_strict_json(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["{", '{"fid": 1.5', json.dumps({"fid": 3}), "\0\0\0"])
-def test_a_torn_last_line_is_passed_over_and_repaired(tmp_path, torn):
-    append(tmp_path, RESULT)
-    with open(tmp_path / "results.jsonl", "a") as file:
-        file.write(torn)
-    assert [line["fid"] for line in read(tmp_path)] == [1.5]
-    append(tmp_path, dataclasses.replace(RESULT, fid=2.5))
-    assert [line["fid"] for line in read(tmp_path)] == [1.5, 2.5]
-    assert (tmp_path / "results.jsonl").read_text().count("\n") == 2
+def test_a_torn_last_line_is_passed_over_and_repaired(folder, torn):
+    append(folder, RESULT)
+    path = folder / "results.jsonl"
+    path.write_bytes(path.read_bytes() + torn.encode())
+    assert [line["fid"] for line in read(folder)] == [1.5]
+    append(folder, dataclasses.replace(RESULT, fid=2.5))
+    assert [line["fid"] for line in read(folder)] == [1.5, 2.5]
+    assert path.read_text().count("\n") == 2
 
 
 def test_a_broken_line_before_the_last_is_named(tmp_path):
@@ -171,10 +175,10 @@ def test_identity_of_a_solver_with_arrays_for_settings(number):
 # --- workdir ---
 
 
-def test_a_workdir_is_claimed_once(tmp_path):
+def test_a_workdir_is_claimed_once(folder):
     identity, _ = identity_of()
-    claim_workdir(tmp_path / "workdir", identity)
-    claim_workdir(tmp_path / "workdir", identity)
+    claim_workdir(folder / "workdir", identity)
+    claim_workdir(folder / "workdir", identity)
 
 
 def test_another_configs_workdir_is_refused_with_the_differences(tmp_path):
@@ -200,6 +204,83 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/sub"):
         claim_workdir(tmp_path / "file" / "sub", {})
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    config = get_config()
+    config.eval.update({"num_samples": 20, "shard_size": 8})
+    return run.prepare(config, name="ve/digits_adaptive")
+
+
+def some_samples(ids) -> Samples:
+    counts = np.arange(1, 1 + len(ids), dtype=np.int32)
+    images = np.full((len(ids), 8, 8, 1), 7, np.uint8)
+    return Samples(sample_ids=ids, images=images, nfe=counts, accepted=counts, rejected=counts, status=counts)
+
+
+def sampled_at_once(the_run, store):
+    """In the place of sampling."""
+    for ids in store.pending(the_run.config.eval.num_samples):
+        store.add(some_samples(ids))
+    return {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
+
+
+def test_a_run_leaves_the_same_files_on_a_disk_and_on_an_object_store(folder, prepared, monkeypatch):
+    monkeypatch.setattr(run, "_sample_missing", sampled_at_once)
+    result = run.sample_and_evaluate(prepared, folder / "run")
+    assert result["num_samples"] == 20
+    assert read(folder / "run") == [result]
+    files = {*(folder / "run").glob("*"), *(folder / "run" / "samples").glob("*")}
+    assert {path.name for path in files} == {
+        "identity.json",
+        "results.jsonl",
+        "samples",
+        "samples.png",
+        *(f"shard_00000{i}.npz" for i in range(3)),
+    }
+    assert (folder / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.delattr(run, "_sample_missing")
+    assert run.sample_and_evaluate(prepared, folder / "run") == result
+
+
+@pytest.mark.parametrize("when", ["sampling", "evaluating"])
+def test_of_two_processes_that_finish_a_run_one_adds_the_result(tmp_path, prepared, monkeypatch, when):
+    monkeypatch.setattr(run, "_sample_missing", sampled_at_once)
+
+    def meanwhile(module, name):
+        """Another process does all of the run while this one is at a step of its own."""
+        own = getattr(module, name)
+
+        def step(*arguments, **settings):
+            with monkeypatch.context() as others:
+                others.setattr(module, name, own)
+                run.sample_and_evaluate(prepared, tmp_path)
+            return own(*arguments, **settings)
+
+        monkeypatch.setattr(module, name, step)
+
+    meanwhile(*{"sampling": (run, "_sample_missing"), "evaluating": (run.plots, "save_grid")}[when])
+    result = run.sample_and_evaluate(prepared, tmp_path)
+    assert read(tmp_path) == [result]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_sampled(tmp_path, prepared, monkeypatch):
+    monkeypatch.delattr(run.models, "load_score_fn")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with pytest.raises(
+        OSError, match=r"cannot write .*samples: 0.0 MB are needed, and 0.0 MB are free"
+    ) as error:
+        run.sample_and_evaluate(prepared, tmp_path)
+    assert error.value.errno == errno.ENOSPC
+    # what is there needs no room
+    with SampleStore(tmp_path / "samples", identity=prepared.config_hash, shard_size=8) as store:
+        store.add(some_samples(np.arange(20)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    assert run.sample_and_evaluate(prepared, tmp_path)["num_samples"] == 20
 
 
 # --- what made it ---

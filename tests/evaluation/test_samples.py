@@ -1,21 +1,29 @@
 """The sample store: nothing sampled twice, nothing finished lost, nothing torn believed."""
 
 import errno
+import io
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import sde_lib
 import solvers
 from evaluation import files
-from evaluation.samples import Samples, SampleStore, to_uint8
+from evaluation.samples import Samples, SampleStore, pack, to_uint8, unpack
+from tests.evaluation.object_store import memory_for_gs
+from tests.test_main import ROOT
 
 
 def made(ids) -> Samples:
@@ -51,14 +59,14 @@ def check_holds(folder, num_samples, **arguments):
 
 @pytest.mark.parametrize("num_samples", [1, 8, 16, 21])
 @pytest.mark.parametrize("pieces", [1, 3, 7])
-def test_samples_come_back_in_order_whatever_order_they_came_in(tmp_path, num_samples, pieces):
+def test_samples_come_back_in_order_whatever_order_they_came_in(folder, num_samples, pieces):
     order = np.random.default_rng(pieces).permutation(num_samples)
-    with opened(tmp_path / "samples") as store:
+    with opened(folder / "samples") as store:
         assert np.array_equal(store.missing(num_samples), np.arange(num_samples))
         for ids in np.array_split(order, min(pieces, num_samples)):
             store.add(made(ids))
         assert len(store.missing(num_samples)) == 0
-    check_holds(tmp_path / "samples", num_samples)
+    check_holds(folder / "samples", num_samples)
 
 
 def test_a_complete_shard_is_on_the_disk_at_once(tmp_path):
@@ -100,51 +108,87 @@ def test_finished_samples_survive_an_interruption(tmp_path, interruption):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other"])
-def test_torn_shards_are_found_and_made_again(tmp_path, harm):
-    with opened(tmp_path) as store:
+def test_torn_shards_are_found_and_made_again(folder, harm):
+    with opened(folder) as store:
         store.add(made(np.arange(24)))
-    path = tmp_path / "shard_000001.npz"
+    path = folder / "shard_000001.npz"
     content = bytearray(path.read_bytes())
-    if harm == "flip":  # one bit, in the middle of the images
-        content[content.index(made([8]).images.tobytes())] ^= 1
-    path.write_bytes({"cut": content[:-50], "flip": content, "empty": b"", "other": b"\0" * 3000}[harm])
-    with pytest.warns(UserWarning, match=r"shard_000001.npz is torn"):
-        store = opened(tmp_path)
-    with store:
-        assert np.array_equal(store.missing(24), np.arange(8, 16))
+    content[len(content) // 2] ^= 1
+    path.write_bytes(
+        {"cut": bytes(content[:-50]), "flip": bytes(content), "empty": b"", "other": b"\0" * 3000}[harm]
+    )
+    with opened(folder) as store:
+        with pytest.warns(UserWarning, match=r"shard_000001.npz is torn"):
+            assert np.array_equal(store.missing(24), np.arange(8, 16))
         store.add(made(np.arange(8, 16)))
-    check_holds(tmp_path, 24)
+    check_holds(folder, 24)
 
 
-def test_a_shard_torn_after_opening_is_not_evaluated(tmp_path):
+def test_a_single_flipped_bit_anywhere_in_a_shard_is_found():
+    content = pack(made([3, 4]), identity="a", shard_size=8)
+    assert np.array_equal(unpack(content)[0].images, made([3, 4]).images)
+    rng = np.random.default_rng(0)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        with pytest.raises(ValueError, match="checksum"):
+            unpack(bytes(flipped))
+    for length in range(len(content)):
+        with pytest.raises(ValueError, match="checksum"):
+            unpack(content[:length])
+
+
+def test_a_shard_is_an_archive_that_numpy_reads():
+    with np.load(io.BytesIO(pack(made([3, 4]), identity="a", shard_size=8))) as file:
+        assert np.array_equal(file["images"], made([3, 4]).images)
+        assert file["identity"] == "a"
+
+
+def test_a_shard_is_the_same_file_whenever_it_is_made(monkeypatch):
+    once = pack(made([3, 4]), identity="a", shard_size=8)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    assert pack(made([3, 4]), identity="a", shard_size=8) == once
+
+
+def test_a_shard_torn_in_the_midst_of_the_evaluation_is_not_believed(tmp_path):
     store = opened(tmp_path)
-    store.add(made(np.arange(8)))
-    (tmp_path / "shard_000000.npz").write_bytes(b"")
+    store.add(made(np.arange(16)))
+    shards = store.shards(16)
+    next(shards)
+    (tmp_path / "shard_000001.npz").write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="is torn"),
-        pytest.raises(ValueError, match="torn or was replaced meanwhile; run the same command again"),
+        pytest.raises(ValueError, match="torn or replaced meanwhile; run the same command again"),
     ):
-        list(store.shards(8))
+        next(shards)
 
 
-def test_foreign_shards_are_found_and_kept_aside(tmp_path):
-    with opened(tmp_path, identity="theirs") as store:
+def test_foreign_shards_are_found_and_kept_aside(folder):
+    for identity in ("first", "second"):
+        with warnings.catch_warnings(action="ignore"), opened(folder, identity=identity) as store:
+            store.add(made(np.arange(8)))
+    with opened(folder, identity="ours") as store:
+        with pytest.warns(UserWarning, match="another run .identity second, here ours"):
+            assert len(store.missing(8)) == 8
         store.add(made(np.arange(8)))
-    with pytest.warns(UserWarning, match="another run .identity theirs, here ours"):
-        store = opened(tmp_path, identity="ours")
-    with store:
-        assert len(store.missing(8)) == 8
-        store.add(made(np.arange(8)))
-    check_holds(tmp_path, 8, identity="ours")
-    (tmp_path / "shard_000000.npz.foreign").rename(tmp_path / "shard_000000.npz")
-    check_holds(tmp_path, 8, identity="theirs")
+    check_holds(folder, 8, identity="ours")
+    for identity, ending in (("first", ".foreign"), ("second", ".foreign2")):
+        (folder / f"shard_000000.npz{ending}").replace(folder / "shard_000000.npz")
+        check_holds(folder, 8, identity=identity)
+
+
+def test_an_unreadable_shard_is_not_made_again(tmp_path):
+    (tmp_path / "shard_000000.npz").mkdir()  # the disk may be at fault, and not the shard
+    with pytest.raises(OSError, match=r"cannot read .*shard_000000.npz: Is a directory; make it readable"):
+        opened(tmp_path).missing(8)
 
 
 def test_another_shard_size_is_refused(tmp_path):
     with opened(tmp_path) as store:
         store.add(made(np.arange(8)))
     with pytest.raises(ValueError, match=r"config.eval.shard_size = 4: allowed is 8.*set it back"):
-        opened(tmp_path, shard_size=4)
+        opened(tmp_path, shard_size=4).missing(4)
     with pytest.raises(ValueError, match=r"config.eval.shard_size = 0: allowed is at least 1"):
         opened(tmp_path, shard_size=0)
 
@@ -154,6 +198,162 @@ def test_missing_samples_are_not_evaluated(tmp_path):
     store.add(made(np.arange(5)))
     with pytest.raises(ValueError, match="samples missing = 1: allowed is none of 6"):
         list(store.shards(6))
+
+
+# --- several processes ---
+
+
+def claim(folder, number, owner="another-machine.1"):
+    """As another process does."""
+    (folder / f"shard_{number:06d}.claim").write_text(owner)
+
+
+def names(folder, pattern="*"):
+    return sorted(path.name for path in epath.Path(folder).glob(pattern))
+
+
+def test_what_other_processes_write_is_seen(folder):
+    one, other = opened(folder), opened(folder)
+    assert len(one.missing(20)) == 20
+    other.add(made(np.arange(8)))
+    assert np.array_equal(one.missing(20), np.arange(8, 20))
+    other.add(made(np.arange(8, 20)))
+    other.flush()
+    assert len(one.missing(20)) == 0
+    assert [len(shard) for shard in one.shards(20)] == [8, 8, 4]
+
+
+def test_pending_gives_a_shard_at_a_time_and_none_that_is_there_by_then(folder):
+    store, other = opened(folder), opened(folder)
+    other.add(made([0, 2]))
+    other.flush()
+    pending = store.pending(28)
+    assert next(pending).tolist() == [1, 3, 4, 5, 6, 7]
+    assert names(folder, "*.claim") == ["shard_000000.claim"]
+    other.add(made(np.arange(8, 16)))
+    assert next(pending).tolist() == list(range(16, 24))
+    assert next(pending).tolist() == list(range(24, 28))
+    assert next(pending, None) is None
+    store.add(made([1, *range(3, 8), *range(16, 28)]))
+    assert names(folder, "*.claim") == ["shard_000003.claim"]  # the others are complete
+    store.flush()
+    assert not names(folder, "*.claim")
+    check_holds(folder, 28)
+
+
+def test_claimed_shards_come_last_and_are_sampled_if_they_are_still_missing(folder):
+    store, other = opened(folder), opened(folder)
+    for number in (0, 2, 3):
+        claim(folder, number)
+    pending = store.pending(40)
+    assert [int(next(pending)[0]) // 8 for _ in range(2)] == [1, 4]
+    other.add(made(np.arange(16, 24)))
+    # whoever took these has not finished them by now: nobody waits
+    assert sorted(int(ids[0]) // 8 for ids in pending) == [0, 3]
+    store.add(made(np.concatenate([np.arange(16), np.arange(24, 40)])))
+    assert not names(folder, "*.claim")
+    check_holds(folder, 40)
+
+
+def test_processes_started_together_begin_apart(tmp_path):
+    orders = [
+        [int(ids[0]) // 8 for ids in opened(tmp_path / str(i)).pending(48, process=i, processes=3)]
+        for i in range(3)
+    ]
+    assert orders == [[0, 3, 1, 4, 2, 5], [1, 4, 2, 5, 0, 3], [2, 5, 0, 3, 1, 4]]
+
+
+def test_claims_and_unfinished_files_of_dead_processes_are_removed(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host = socket.gethostname()
+    dead, reborn, alive = (f"{host}.{pid}" for pid in (process.pid, os.getpid(), os.getppid()))
+    for number, owner in enumerate((dead, reborn, alive, "another-machine.1", "?")):
+        claim(tmp_path, number, owner)
+        (tmp_path / f".shard_{number:06d}.npz@{owner}.tmp").write_bytes(b"half of it")
+    assert next(opened(tmp_path).pending(8)).tolist() == list(range(8))
+    assert names(tmp_path, "*.claim") == [f"shard_{number:06d}.claim" for number in (0, 2, 3, 4)]
+    assert [name[12] for name in names(tmp_path, ".*")] == ["2", "3", "4"]
+
+
+def test_a_shard_that_another_process_completed_is_not_written_again(tmp_path):
+    one, other = opened(tmp_path), opened(tmp_path)
+    (ids,) = one.pending(8)
+    one.add(made(ids[:5]))
+    other.add(made(ids))
+    before = files.version(tmp_path / "shard_000000.npz")
+    one.add(made(ids[5:]))
+    one.flush()
+    assert files.version(tmp_path / "shard_000000.npz") == before
+    assert not names(tmp_path, "*.claim")
+
+
+WORKER = f"""
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from tests.evaluation.test_samples import made, opened
+folder, me = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+log = open(folder / f"{{me}}.log", "w")
+
+def wait_for(word):
+    print("ready to", word, file=log, flush=True)
+    while not (folder / word).exists():
+        time.sleep(0.001)
+
+wait_for("race")
+for number in range(40):  # all write to one shard, a third of it each
+    with opened(folder / "raced") as store:
+        store.add(made(np.arange(8 * number + me, 8 * number + 8, 3)))
+wait_for("share")
+with opened(folder / "shared") as store:
+    for ids in store.pending(300):
+        time.sleep(0.02)
+        store.add(made(ids))
+        print(*ids, file=log, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """What three processes left that began together, and of which one was killed in the midst of it."""
+    folder = tmp_path_factory.mktemp("processes")
+    running = [subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(i)]) for i in range(3)]
+
+    def wait_for(lines, *logs):
+        while any(not path.exists() or path.read_text().count("\n") < lines for path in logs):
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.001)
+
+    logs = [folder / f"{i}.log" for i in range(3)]
+    for lines, word in enumerate(("race", "share"), start=1):
+        wait_for(lines, *logs)
+        (folder / word).write_text("")
+    wait_for(2 + 2, logs[0])  # its first two shards
+    running[0].kill()
+    assert [process.wait() for process in running] == [-signal.SIGKILL, 0, 0]
+    return folder
+
+
+def test_processes_share_the_work_and_make_up_for_a_killed_one(workplace):
+    check_holds(workplace / "shared", 300)
+    assert not names(workplace / "shared", "*.claim")
+    logs = [(workplace / f"{i}.log").read_text().splitlines()[2:] for i in range(3)]
+    assert all(logs)
+    # of 38 shards, those that the dead one or the other had taken may at the end be made by both
+    assert 38 <= sum(len(shards) for shards in logs) + 1 <= 38 + 4
+
+
+def test_processes_that_write_one_shard_at_once_leave_it_whole(workplace):
+    with warnings.catch_warnings(action="error"), opened(workplace / "raced") as store:
+        lost = store.missing(320)  # one overwrote what another had written since it looked
+        assert 0 < len(lost) < 200
+        store.add(made(lost))
+    check_holds(workplace / "raced", 320)
+    assert not names(workplace / "raced", ".*")
+
+
+# --- disks that refuse ---
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path):
@@ -192,6 +392,68 @@ def test_a_refused_flush_does_not_hide_the_first_error(tmp_path):
         run(KeyboardInterrupt)
 
 
+@pytest.mark.skipif(not os.path.isdir("/sys"), reason="needs a folder that takes no files from anybody")
+def test_a_read_only_place_is_found_before_work_is_spent():
+    for path in ("/sys/new", "/sys/new/deeper"):
+        with pytest.raises(OSError, match=rf"cannot write {path}: .*take another --workdir"):
+            files.work_folder(path)
+    with pytest.raises(OSError, match=r"cannot write /sys/new"):
+        next(opened("/sys/new").pending(8))
+
+
+def test_a_disk_without_room_is_found_before_work_is_spent(tmp_path, monkeypatch):
+    files.require_writable(tmp_path / "new" / "folder", size=1000)
+    assert not os.listdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2_000_000))
+    with pytest.raises(
+        OSError, match=r"new: 3.0 MB are needed, and 2.0 MB are free; free some space"
+    ) as caught:
+        files.require_writable(tmp_path / "new", size=3_000_000)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_workdir_is_a_folder_that_can_be_reached(tmp_path, monkeypatch):
+    assert os.fspath(files.work_folder(str(tmp_path / "new"))) == str(tmp_path / "new")
+    assert not os.listdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert os.fspath(files.work_folder("~/new")) == str(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--workdir = '.*/file': allowed is a folder, new or not; name one"):
+        files.work_folder(str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"--workdir = 'ftp://host/x' cannot be reached .*local or on gs://"):
+        files.work_folder("ftp://host/x")
+
+    def no_client(*_):
+        raise ImportError("Please install gcsfs")
+
+    with memory_for_gs() as store:
+        assert os.fspath(files.work_folder("gs://bucket/new")) == "gs://bucket/new"
+        monkeypatch.setattr(store, "info", no_client)
+        monkeypatch.setattr(store, "exists", no_client)
+        with pytest.raises(
+            ValueError, match=r"cannot be reached .Please install gcsfs.*; name a local one, or install gcsfs"
+        ):
+            files.work_folder("gs://bucket/new")
+
+
+def test_a_store_that_refuses_is_explained(monkeypatch):
+    class Forbidden(Exception):  # as gcsfs.retry.HttpError, no OSError
+        pass
+
+    def refuse(*_, **__):
+        raise Forbidden("403")
+
+    with memory_for_gs() as store:
+        monkeypatch.setattr(store, "open", refuse)
+        with pytest.raises(OSError, match=r"cannot write gs://bucket/.*: 403; .*take another --workdir"):
+            files.create("gs://bucket/folder/file", "")
+        with pytest.raises(OSError, match=r"cannot read gs://bucket/.*: 403; make it readable, or take"):
+            opened("gs://bucket/folder").missing(8)
+
+
+# --- whole files ---
+
+
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     code = f"""
         import pathlib
@@ -215,8 +477,8 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     assert len(set(content)) == 1
 
 
-def test_an_atomic_file_that_fails_leaves_nothing(tmp_path):
-    path = tmp_path / "file"
+def test_an_atomic_file_that_fails_leaves_nothing(folder):
+    path = folder / "file"
     path.write_text("old")
 
     def run():
@@ -227,7 +489,8 @@ def test_an_atomic_file_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         run()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(folder) == ["file"]
+    assert not names(folder, ".*")
 
 
 def test_what_a_solver_finishes_can_be_stored(tmp_path):
