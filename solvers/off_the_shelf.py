@@ -27,9 +27,10 @@ from sde_lib import SDE, reverse_drift
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require, require_choice, require_count, require_positive
 from sde_lib.pytrees import register_dataclass
-from solvers.driver import ScoreFn, Solution, _check_score_shape, _checked_ids, _setting
+from solvers.driver import ScoreFn, Solution, as_arrays, check_score_shape
 from solvers.interface import Status
 from solvers.noise import prior_key, sample_key
+from solvers.queues import ids_asked_for
 
 PATH = 1  # index of the key that a sample's Brownian path grows from; its prior has index 0
 
@@ -116,12 +117,7 @@ def sample(
         ValueError: naming the setting, its value, what was allowed and the fix.
     """
     require_choice("solver_name", solver_name, METHODS)
-    if sample_ids is None:
-        require_count(num_samples=num_samples)
-        sample_ids = range(num_samples or 0)
-    elif num_samples is not None:
-        require(False, "num_samples", num_samples, "None beside sample_ids", "give only one of the two")
-    ids = _checked_ids(sample_ids)
+    ids = ids_asked_for(num_samples, sample_ids)
     require_count(batch_size=batch_size, max_steps=max_steps)
     adaptive = num_steps is None
     if adaptive:
@@ -136,10 +132,10 @@ def sample(
     if not isinstance(score_fn, jax.tree_util.Partial):
         score_fn = jax.tree_util.Partial(score_fn)
     lanes = min(batch_size, len(ids))
-    _check_score_shape(score_fn, lanes, shape, dtype)
+    check_score_shape(score_fn, lanes, shape, dtype)
 
     steps = _Steps(num_steps=float(num_steps or 0), rtol=rtol or 0.0, atol=atol or 0.0, first=first_step)
-    sde, steps = jax.tree.map(functools.partial(_setting, dtype), (sde, steps))
+    sde, steps = as_arrays((sde, steps), dtype)
     start = time.perf_counter()
     padded = np.resize(ids, -(-len(ids) // lanes) * lanes)  # the last batch is filled with ids of the first
     batches = [jnp.asarray(batch) for batch in padded.reshape(-1, lanes)]
@@ -166,7 +162,7 @@ def sample(
         accepted=joined("accepted"),
         rejected=joined("rejected"),
         status=joined("status"),
-        network_calls=calls,
+        device_calls=np.array([calls]),
         lane_evaluations=lanes * calls,
         seconds_compile=seconds_compile,
         seconds_sampling=time.perf_counter() - start,

@@ -1,6 +1,8 @@
 """The driver: the same samples whatever the lanes, exact counts, and an end to every sample."""
 
 import dataclasses
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import pytest
 from jax.tree_util import Partial
 
 from solvers import EulerMaruyama, Status, driver, sample, stream
+from solvers.device_memory import out_of_memory_explained
+from solvers.queues import Queues
 from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
@@ -158,21 +162,155 @@ def test_the_cap_on_evaluations_ends_a_sample():
     np.testing.assert_array_equal(solution.status, Status.MAX_EVALUATIONS)
 
 
-def test_a_stream_gives_every_sample_once():
+def pour(sample_ids, **settings):
+    """A stream of 7 lanes, as ``draw(batch_size=7)``."""
     sde = SDES["vp"]
-    parts = list(
-        stream(
-            Gaussian().score_fn(sde),
-            sde,
-            ADAPTIVE["vp"],
-            key=jax.random.key(0),
-            shape=SHAPE,
-            sample_ids=np.arange(NUM_SAMPLES),
-            lanes=7,
-        )
-    )
+    settings = {"key": jax.random.key(0), "shape": SHAPE, "lanes": 7, **settings}
+    return stream(Gaussian().score_fn(sde), sde, ADAPTIVE["vp"], sample_ids=sample_ids, **settings)
+
+
+def collected(parts):
+    """(ids, x) of all parts in the order of the ids."""
+    parts = list(parts)
     ids = np.concatenate([part.sample_ids for part in parts])
-    np.testing.assert_array_equal(np.sort(ids), np.arange(NUM_SAMPLES))
+    return np.sort(ids), np.concatenate([part.x for part in parts])[np.argsort(ids)]
+
+
+def test_a_stream_gives_every_sample_once():
+    ids, x = collected(pour(np.arange(NUM_SAMPLES)))
+    np.testing.assert_array_equal(ids, np.arange(NUM_SAMPLES))
+    np.testing.assert_array_equal(x, draw(batch_size=7).x)
+
+
+@pytest.mark.parametrize("total", [None, 1, 1000])
+def test_ids_that_come_in_arrays_are_taken_when_they_are_needed(total):
+    taken = []
+
+    def arrays():
+        for start in range(0, NUM_SAMPLES, 10):
+            taken.append(start)
+            yield np.arange(start, start + 10)
+            yield np.empty(0, int)
+
+    parts = pour(arrays(), total=total)
+    first = next(parts)
+    # two of ten fill a queue of two ids a lane; the third follows since the second call starts before what
+    # the first one finished is handed over
+    assert taken == [0, 10, 20]
+    ids, x = collected([first, *parts])
+    np.testing.assert_array_equal(ids, np.arange(NUM_SAMPLES))
+    np.testing.assert_array_equal(x, draw(batch_size=7).x)
+
+
+def test_no_ids_are_no_samples():
+    jax.random.key(0)  # is a program too
+    with counted() as compiled:
+        assert list(pour(iter([np.empty(0, int)]))) == []
+    assert not compiled
+
+
+def grey_levels(x):
+    return jnp.rint(jnp.clip(x, 0, 1) * 255).astype(jnp.uint8)
+
+
+def test_the_output_is_made_on_the_device():
+    _, levels = collected(pour(np.arange(NUM_SAMPLES), output=grey_levels))
+    assert levels.dtype == np.uint8
+    np.testing.assert_array_equal(levels, grey_levels(draw(batch_size=7).x))
+    with counted() as compiled:
+        list(pour(np.arange(3), output=grey_levels))
+    assert not compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A device with so many bytes; None where it does not tell."""
+
+    memory: int | None
+    device_kind: str = "card"
+
+    def memory_stats(self):
+        return None if self.memory is None else {"bytes_limit": self.memory}
+
+
+def out_of_memory(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+
+
+def program(batch_size) -> Any:
+    """One that takes 100 bytes of weights, 10 of state and 5 of output for a sample, on each of two devices.
+
+    From 16 samples on it cannot even be compiled.
+    """
+    if batch_size >= 16:
+        out_of_memory()
+    size = batch_size // 2
+    sizes = types.SimpleNamespace(
+        argument_size_in_bytes=100 + 10 * size,
+        temp_size_in_bytes=0,
+        output_size_in_bytes=15 * size,
+        alias_size_in_bytes=10 * size,
+    )
+    return types.SimpleNamespace(memory_analysis=lambda: sizes)
+
+
+@pytest.mark.parametrize(
+    ("memory", "batch_size", "advice"),
+    [
+        (180, 32, "set it to 8, which by the compiler's count needs 0.00 of the 0.00 GiB"),
+        (179, 32, "set it to 4, which"),
+        (179, 12, "set it to 6, which"),
+        (119, 32, "one sample on each does not fit either"),
+        (179, 2, "one sample on each does not fit either"),
+        (None, 32, "set it to 16, and halve that again if it does not fit [(]it has not been tried[)]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_told_one_that_does(memory, batch_size, advice):
+    cards = [Card(memory), Card(10**6)]
+    message = f"batch_size = {batch_size}: allowed is what fits into the memory of 2 x card; {advice}"
+    with pytest.raises(ValueError, match=message), out_of_memory_explained(batch_size, cards, program):
+        out_of_memory()
+
+
+def test_other_errors_of_the_device_are_left_alone():
+    error = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    explained = out_of_memory_explained(32, [Card(100)], program)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), explained:
+        raise error
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("when", ["compiling", "running"])
+def test_the_driver_explains_that_memory_ran_out(monkeypatch, when):
+    def compile_():
+        return out_of_memory() if when == "compiling" else out_of_memory
+
+    lowered = types.SimpleNamespace(compile=compile_)
+    monkeypatch.setattr(driver, "_run", types.SimpleNamespace(lower=lambda *_, **__: lowered))
+    with pytest.raises(ValueError, match=r"batch_size = 64: .* 1 x cpu; set it to 32, and halve that again"):
+        draw(batch_size=64)
+
+
+def test_devices_with_fewer_samples_get_more_of_the_last_ids():
+    queues = Queues(np.arange(100, 112), num_devices=3, length=4)
+    first = queues.deal()
+    np.testing.assert_array_equal(
+        first.ids, [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109, 110, 111]]
+    )
+    assert first.shortest == 1
+    queues.take_back(started=np.array([3, 1, 1]), finished=np.array([0, 0, 1]))  # 3, 1 and 0 under way
+    second = queues.deal()
+    np.testing.assert_array_equal(second.lengths, [1, 3, 3])
+    assert second.shortest == 0.25
+    given = [ids[:length].tolist() for ids, length in zip(second.ids, second.lengths, strict=True)]
+    assert given == [[103], [105, 106, 107], [109, 110, 111]]
+    assert not second.more
+    queues.take_back(started=np.array([1, 3, 3]), finished=np.array([4, 3, 3]))  # 0, 1 and 0 under way
+    assert not queues.done
+    last = queues.deal()
+    assert (last.lengths.sum(), last.shortest) == (0, 1)
+    queues.take_back(started=np.zeros(3, int), finished=np.array([0, 1, 0]))
+    assert queues.done
 
 
 def test_the_state_keeps_float32_under_x64():
@@ -193,6 +331,7 @@ def test_the_state_keeps_float32_under_x64():
         ({"sample_ids": [-1]}, r"sample_ids from and to = \(-1, -1\): allowed is numbers from 0"),
         ({"sample_ids": [0.5]}, r"sample_ids = \[0.5\]: allowed is a list of at least one whole number"),
         ({"sample_ids": [1], "num_samples": 1}, "num_samples = 1: allowed is None beside sample_ids"),
+        ({"devices": []}, r"devices = \[\]: allowed is at least one of jax.devices"),
         ({"score_fn": lambda x, t: t}, r"score_fn\(x, t\) = .* allowed is one array of x's shape"),
         ({"solver": EulerMaruyama(num_steps=1), "shape": (2,), "score_fn": lambda x, t: (x, t)}, "score_fn"),
     ],
@@ -200,6 +339,20 @@ def test_the_state_keeps_float32_under_x64():
 def test_bad_input_is_named_before_anything_compiles(settings, message):
     with pytest.raises(ValueError, match=message):
         draw(**settings)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lanes": 0}, "lanes = 0: allowed is a whole number >= 1"),
+        ({"output": jnp.sum}, r"output\(x\) = .* allowed is one array with a row for each of x's 16 samples"),
+        ({"sample_ids": iter([np.array([0.5])])}, r"sample_ids = array\(\[0.5\]\): allowed is a list of at"),
+    ],
+)
+def test_bad_input_of_a_stream_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        next(pour(**{"sample_ids": [0], **settings}))
 
 
 def test_a_step_number_must_be_whole():
