@@ -1,0 +1,193 @@
+"""Many devices draw the same samples as one, share the work evenly, and pass it on when killed.
+
+Eight virtual devices need a process of their own, since JAX fixes their number when it starts: it runs
+``draw_on_eight_devices`` once, and the tests here look at what that wrote.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers import EulerMaruyama, sample, stream
+from tests.compilations import counted
+from tests.problems import ADAPTIVE, SDES, Gaussian
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTS = (1, 2, 4, 8)
+SHAPE = (4, 4, 1)
+NUM_SAMPLES, LANES = 512, 16
+FEW = 3  # fewer than devices
+UNEVEN = 13  # of which some devices get one and others two
+KILLED_AFTER = 150  # samples
+
+SDE = SDES["vp"]
+PROBLEM = (Gaussian().score_fn(SDE), SDE, ADAPTIVE["vp"])
+SETTINGS = {"key": jax.random.key(0), "shape": SHAPE}
+
+
+def draw_on_eight_devices(path):
+    """Writes the arrays that the tests look at."""
+    devices = jax.devices()
+    assert len(devices) == 8
+    found = {}
+
+    def keep(name, solution):
+        found[f"{name}.x"], found[f"{name}.nfe"] = solution.x, solution.nfe
+        found[f"{name}.calls"] = solution.device_calls
+
+    for count in COUNTS:
+        whole = sample(
+            *PROBLEM, **SETTINGS, num_samples=NUM_SAMPLES, batch_size=LANES, devices=devices[:count]
+        )
+        keep(str(count), whole)
+    with counted() as compiled:
+        keep("uneven", sample(*PROBLEM, **SETTINGS, num_samples=UNEVEN, batch_size=LANES))
+    found["compiled"] = np.array(len(compiled))
+    keep("few", sample(*PROBLEM, **SETTINGS, num_samples=FEW))
+
+    # a run on eight devices, left when some samples are there, and gone on with on four
+    ids, x = np.empty(0, int), np.empty((0, *SHAPE), np.float32)
+    for part in stream(*PROBLEM, **SETTINGS, sample_ids=range(NUM_SAMPLES), lanes=LANES):
+        ids, x = np.append(ids, part.sample_ids), np.append(x, part.x, axis=0)
+        if len(ids) >= KILLED_AFTER:
+            break
+    found["killed.ids"] = ids
+    missing = np.array_split(np.setdiff1d(np.arange(NUM_SAMPLES), ids), 9)
+    for part in stream(*PROBLEM, **SETTINGS, sample_ids=iter(missing), lanes=LANES, devices=devices[:4]):
+        ids, x = np.append(ids, part.sample_ids), np.append(x, part.x, axis=0)
+    found["restarted.ids"], found["restarted.x"] = ids, x
+
+    # a plain function, with an array of its own that lies on the first device
+    offset = jnp.full(SHAPE, 0.5)
+    closure = sample(
+        lambda x, t: PROBLEM[0](x, t) + 0 * offset,
+        SDE,
+        EulerMaruyama(num_steps=5),
+        **SETTINGS,
+        num_samples=UNEVEN,
+        batch_size=LANES,
+    )
+    keep("closure", closure)
+
+    with pytest.raises(
+        ValueError, match="batch_size = 100: allowed is a multiple of the 8 devices; set it to 104"
+    ):
+        sample(*PROBLEM, **SETTINGS, num_samples=NUM_SAMPLES, batch_size=100)
+    with pytest.raises(ValueError, match="lanes = 12: allowed is a multiple of the 8 devices; set it to 16"):
+        next(stream(*PROBLEM, **SETTINGS, sample_ids=range(3), lanes=12))
+    np.savez(path, **found)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = tmp_path_factory.mktemp("devices") / "found.npz"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    subprocess.run(
+        [sys.executable, "-m", "tests.solvers.test_devices", str(path)],
+        check=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    return np.load(path)
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_the_number_of_devices_changes_no_bit(found, count):
+    np.testing.assert_array_equal(found[f"{count}.x"], found["1.x"])
+    np.testing.assert_array_equal(found[f"{count}.nfe"], found["1.nfe"])
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_device_does_its_share(found, count):
+    """Within 3 %: at most the end of the run differs, a fraction of the last of 32 samples a lane."""
+    calls = found[f"{count}.calls"]
+    assert len(calls) == count
+    np.testing.assert_allclose(calls, calls.sum() / count, rtol=0.03)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_no_lane_waits_but_at_the_end(found, count):
+    """A device's lanes end within a sample's evaluations of each other, half of them on average: 2 %."""
+    assert found["1.nfe"].sum() / (found[f"{count}.calls"].sum() * (LANES // count)) > 0.97
+
+
+def test_few_samples_on_many_devices(found):
+    np.testing.assert_array_equal(found["few.x"], found["1.x"][:FEW])
+    assert sorted(found["few.calls"] > 0) == [False] * (8 - FEW) + [True] * FEW
+    # a lane each, so that no device makes more calls than its only sample needs
+    np.testing.assert_array_equal(np.sort(found["few.calls"])[-FEW:], np.sort(found["few.nfe"]))
+
+
+def test_a_number_that_the_devices_do_not_divide(found):
+    np.testing.assert_array_equal(found["uneven.x"], found["1.x"][:UNEVEN])
+    assert (found["uneven.calls"] > 0).all()
+
+
+def test_other_ids_on_the_same_devices_do_not_compile(found):
+    assert found["compiled"] == 0
+
+
+def test_what_was_finished_when_killed_is_kept_and_the_rest_is_the_same(found):
+    killed, ids = found["killed.ids"], found["restarted.ids"]
+    assert KILLED_AFTER <= len(killed) < NUM_SAMPLES
+    np.testing.assert_array_equal(np.sort(ids), np.arange(NUM_SAMPLES))
+    np.testing.assert_array_equal(found["restarted.x"], found["1.x"][ids])
+
+
+def test_a_function_that_holds_an_array_runs_on_every_device(found):
+    assert (found["closure.nfe"] == 6).all()
+    assert (found["closure.calls"] > 0).all()
+    assert np.isfinite(found["closure.x"]).all()
+
+
+@pytest.mark.slow
+def test_cost_grows_with_the_number_of_samples_alone():
+    """Beyond the samples' own evaluations there is what lanes wait at the end: one sample's, however many."""
+    lanes = 64
+    mean = []
+    for num_samples in (256, 4096, 65_536):
+        nfe = lane_evaluations = 0
+        longest = 0
+        for part in stream(*PROBLEM, **SETTINGS, sample_ids=range(num_samples), lanes=lanes):
+            nfe += int(part.nfe.sum())
+            longest = max(longest, int(part.nfe.max(initial=0)))
+            lane_evaluations += part.lane_evaluations
+        assert nfe <= lane_evaluations <= nfe + lanes * longest
+        mean.append(nfe / num_samples)
+    # the same distribution of evaluations: a sample's deviates by less than 20 %, the mean of 256 by 1.3 %
+    np.testing.assert_allclose(mean, mean[-1], rtol=5 * 0.013)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat():
+    """Of 65,536 samples of 1 KB; kept, they would take 64 MB."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    problem = (PROBLEM[0], SDE, EulerMaruyama(num_steps=4))
+    settings = {**SETTINGS, "shape": (16, 16, 1), "lanes": 256}
+    done, early = 0, None
+    for part in stream(*problem, **settings, sample_ids=range(65_536)):
+        done += len(part.sample_ids)
+        if early is None and done > 8192:  # everything is compiled and every buffer was made
+            early = resident()
+    assert done == 65_536
+    assert early is not None
+    assert resident() - early < 16 * 2**20
+
+
+if __name__ == "__main__":
+    draw_on_eight_devices(Path(sys.argv[1]))
