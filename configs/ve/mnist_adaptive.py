@@ -22,7 +22,7 @@ def get_config():
     config.data.image_size = 32
     config.data.resize = "pad"
 
-    config.training.num_steps = 8000
+    config.training.num_steps = 6000
     config.training.checkpoint_every = 250
     config.training.snapshot_every = 2000
 
