@@ -24,6 +24,7 @@ from evaluation.inception_score import require_enough
 from evaluation.samples import Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib.checks import require, require_count
+from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
 BYTES = 24  # of a sample in its shard, beside the image: its id and four counts
@@ -183,12 +184,11 @@ def sample_and_evaluate(
 def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
     """Samples what the store lacks; returns what that cost, None where nothing was lacking."""
     settings = run.config.eval
+    nothing = {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
     missing = len(store.missing(settings.num_samples))
     require_writable(store.folder, size=missing * (math.prod(run.image_shape) + BYTES))
-    pending = store.pending(settings.num_samples, process=jax.process_index(), processes=jax.process_count())
-    ids = np.concatenate([np.empty(0, int), *pending])
-    if len(ids) == 0:
-        return {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
+    if missing == 0:
+        return nothing
     parts = []
     for part in solvers.stream(
         models.load_score_fn(run.config, run.checkpoint),
@@ -196,18 +196,30 @@ def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
         run.solver,
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
-        sample_ids=ids,
-        lanes=min(settings.batch_size, settings.num_samples),
+        # a shard's ids after another's, each as the folder is when the devices are about to need it
+        sample_ids=store.pending(
+            settings.num_samples, process=jax.process_index(), processes=jax.process_count()
+        ),
+        lanes=lanes_for(
+            settings.num_samples,
+            settings.batch_size,
+            len(jax.local_devices()),
+            name="config.eval.batch_size",
+        ),
+        total=missing,
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
         progress=True,
     ):
         store.add(Samples.of(part, centered=run.config.data.centered))
         parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
+    if not parts:  # other processes were faster
+        return nothing
     useful = sum(int(part.nfe.sum()) for part in parts)
+    sampled = sum(len(part.nfe) for part in parts)
     return {
         "lane_utilization": useful / sum(part.lane_evaluations for part in parts),
-        "samples_per_second": len(ids) / sum(part.seconds_sampling for part in parts),
+        "samples_per_second": sampled / sum(part.seconds_sampling for part in parts),
         "seconds_compile": sum(part.seconds_compile for part in parts),
     }
 

@@ -7,8 +7,8 @@ interruptions. A shard is whole or not there (evaluation/files.py); one that a b
 another config left, is found by its checksum or its identity, and made again.
 
 Several processes may work in one folder, started by hand or by a scheduler, with nothing between them but
-its files: they share the shards by claims (see ``SampleStore.pending``), and what two of them make twice is
-the same. The store looks at the folder again whenever it says what is there.
+its files: they share the shards by claims (see ``SampleStore.pending``), and what two of them make twice on
+machines of one kind is the same. The store looks at the folder again whenever it says what is there.
 """
 
 from __future__ import annotations
@@ -232,14 +232,15 @@ class SampleStore:
                 self._write(number)
 
     def flush(self) -> None:
-        """Writes the finished samples of shards that are not complete yet, and gives up all claims.
+        """Writes the finished samples of shards that are not complete yet, and removes the claims on them.
 
         Raises:
             OSError: for a disk that refuses a shard, with path, reason and fix.
         """
+        done = sorted({*self._finished, *self._claims})
         for number in sorted(self._finished):
             self._write(number)
-        for number in sorted(self._claims):
+        for number in done:
             self._release(number)
 
     def shards(self, num_samples: int) -> Iterator[Samples]:

@@ -1,9 +1,12 @@
 """main.py killed with SIGKILL at random moments, and started again until it is done."""
 
+import contextlib
 import random
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +67,13 @@ def figures(workdir: Path) -> list[dict]:
     ]
 
 
+def check_sampled(log: Path, there: Iterable[str]) -> None:
+    """The bar of this process was over the samples that its shards at the start lacked, and over no others."""
+    sizes = [min(8, NUM_SAMPLES - 8 * int(name[len("shard_") : -len(".npz")])) for name in there]
+    lacking = {str(NUM_SAMPLES - sum(sizes))} - {"0"}
+    assert set(re.findall(r"/(\d+) \[", log.read_text())) == lacking
+
+
 def contents(workdir: Path) -> dict[str, bytes]:
     return {name: (workdir / "samples" / name).read_bytes() for name in shards(workdir)}
 
@@ -85,9 +95,10 @@ def whole(tmp_path_factory) -> Whole:
 def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
     """Two kills in sampling and one in evaluating; then as if there had been none."""
     rng = random.Random(seed)
-    workdir, log = folder / "run", folder / "log"
+    workdir = folder / "run"
     kept: dict[str, tuple[int, int]] = {}
-    for kill in ("sampling", "sampling", "evaluating"):
+    for number, kill in enumerate(("sampling", "sampling", "evaluating")):
+        log = folder / f"log{number}"
         process = start(workdir, log)
         if kill == "sampling":  # at most a third of what was missing is there, and a little more
             wait_for_shards(process, workdir, len(kept) + rng.randint(1, (SHARDS - len(kept)) // 3), log)
@@ -99,11 +110,14 @@ def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
         process.wait()
         assert kept.items() <= shards(workdir).items()  # what is complete is not written again
         assert len(shards(workdir)) > len(kept)
+        check_sampled(log, kept)
         kept = shards(workdir)
         assert (len(kept) < SHARDS) == (kill == "sampling")
         # a kill that came too late becomes one just before the result was written
         (workdir / "results.jsonl").unlink(missing_ok=True)
+    log = folder / "log"
     finish(start(workdir, log), log)
+    check_sampled(log, kept)
     assert shards(workdir) == kept
     assert contents(workdir) == contents(whole.workdir)
     assert figures(workdir) == figures(whole.workdir)
@@ -111,6 +125,29 @@ def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
 
 def test_a_run_killed_three_times_ends_as_one_that_was_not(whole, tmp_path):
     check_killed_runs(whole, tmp_path, seed=0)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_workdir_and_one_is_killed(whole, tmp_path):
+    workdir = tmp_path / "run"
+    logs = [tmp_path / "first", tmp_path / "second"]
+    first, second = (start(workdir, log) for log in logs)
+    owners = set()
+    while len(shards(workdir)) < SHARDS // 2 or len(owners) < 2:
+        assert first.poll() is None, logs[0].read_text()
+        assert second.poll() is None, logs[1].read_text()
+        for claim in workdir.glob("samples/*.claim"):
+            with contextlib.suppress(FileNotFoundError):  # the shard is complete meanwhile
+                owners |= {claim.read_text()} - {""}
+        time.sleep(0.01)
+    kept = shards(workdir)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    finish(second, logs[1])
+    assert kept.items() <= shards(workdir).items()
+    assert contents(workdir) == contents(whole.workdir)
+    assert figures(workdir) == figures(whole.workdir)
+    assert not list(workdir.glob("samples/*.claim"))
 
 
 @pytest.mark.slow
