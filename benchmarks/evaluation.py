@@ -1,19 +1,24 @@
-"""How fast images get their Inception features, and two sets of 2048 features their Fréchet distance.
+"""How fast images get their Inception features, two sets of 2048 features their FID, and in how much memory.
 
-python benchmarks/evaluation.py [--only=inception|frechet] [--json=FILE]
+python benchmarks/evaluation.py [--only=inception|frechet|moments] [--json=FILE]
 
-Both are measured against something that the same machine does in the same run, in turns, the best of each:
-the network's multiplications a second against those of one 3x3 convolution of 128 channels at 32x32, and the
-distance against scipy.linalg.sqrtm of the product of the covariances. On 2 cores: three minutes for the
-first, five for the second. The network's weights are random; that makes no difference to its speed.
+Both speeds are measured against something that the same machine does in the same run, in turns, the best of
+each: the network's multiplications a second against those of one 3x3 convolution of 128 channels at 32x32,
+and the distance against scipy.linalg.sqrtm of the product of the covariances. On 2 cores: three minutes for
+the first, five for the second. The network's weights are random; that makes no difference to its speed.
+
+Memory is the most that the evaluation of samples has at a time, above what is there once the network has run:
+moments, intervals and the distance at the end. The samples of the second run are four times as many.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +30,33 @@ import numpy as np
 import scipy.linalg
 
 from benchmarks.report import machine, write_json
+from evaluation.bootstrap import REPLICATES
+from evaluation.evaluate import evaluate
 from evaluation.features import FeatureNetwork
-from evaluation.fid import frechet_distance
+from evaluation.fid import frechet_distance, moments_of_images
 from evaluation.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
+from evaluation.samples import Samples
+
+ROOT = Path(__file__).resolve().parent.parent
 
 BATCH_SIZE = 64
 TURNS = 3
 CONVOLUTION = (BATCH_SIZE, 32, 32, 128)
 NUM_FEATURES = 2048
+SHARD_SIZE = 1024
+FEW_SAMPLES = 4096
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", choices=("inception", "frechet"))
+    parts = {"inception": inception, "frechet": frechet, "moments": moments}
+    parser.add_argument("--only", choices=parts)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
     figures = {}
-    if arguments.only != "frechet":
-        figures |= inception()
-    if arguments.only != "inception":
-        figures |= frechet()
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            figures |= part()
     for name, value in figures.items():
         print(f"{name:>28}  {value:10.4g}")
     print(machine())
@@ -158,6 +170,80 @@ def frechet() -> dict[str, float]:
         "frechet.speedup_over_sqrtm": of_square_root / of_ours,
         "frechet.relative_difference": abs(distances["ours"] / distances["sqrtm"] - 1),
     }
+
+
+def moments() -> dict[str, float]:
+    """Megabytes (10^6 bytes) that evaluating takes at most, for two numbers of samples."""
+    return {
+        "moments.megabytes": peak_in_new_process(FEW_SAMPLES),
+        "moments.megabytes_of_4_times": peak_in_new_process(4 * FEW_SAMPLES),
+    }
+
+
+def peak_in_new_process(num_samples: int) -> float:
+    """``peak_of_evaluation`` without what this process holds.
+
+    Raises:
+        subprocess.CalledProcessError: where it fails, or there is no /proc to ask (it is Linux's).
+    """
+    code = f"from benchmarks.evaluation import peak_of_evaluation; print(peak_of_evaluation({num_samples}))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak_of_evaluation(num_samples: int) -> float:
+    """Megabytes at the peak of evaluating so many samples at 2048 features, above those of the network."""
+    generator = np.random.default_rng(0)
+    kernel = jnp.asarray(generator.standard_normal((64, NUM_FEATURES), np.float32))
+    network = FeatureNetwork(
+        name="a layer",
+        sha256="random weights",
+        preprocessing="none",
+        num_features=NUM_FEATURES,
+        num_classes=NUM_CLASSES,
+        image_shape=(8, 8, 1),
+        forward=jax.tree_util.Partial(_layer, kernel),
+    )
+
+    def shards() -> Iterator[Samples]:
+        for start in range(0, num_samples, SHARD_SIZE):
+            count = min(SHARD_SIZE, num_samples - start)
+            ones = np.ones(count, np.int32)
+            yield Samples(
+                sample_ids=np.arange(start, start + count),
+                images=generator.integers(0, 256, (count, 8, 8, 1), np.uint8),
+                nfe=ones,
+                accepted=ones,
+                rejected=ones,
+                status=ones,
+            )
+
+    network(next(shards()).images)  # compiles
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
+    before = _resident("VmRSS")
+    evaluate(
+        shards(),
+        num_samples=num_samples,
+        batch_size=1,
+        evaluations_per_step=1,
+        network=network,
+        reference=moments_of_images(next(shards()).images, network, data="noise", split="all"),
+        replicates=REPLICATES,
+    )
+    return (_resident("VmHWM") - before) / 1e6
+
+
+def _layer(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features = jnp.sin(images.reshape(len(images), -1).astype(jnp.float32) @ kernel)  # of full rank
+    return features, features[:, :NUM_CLASSES]
+
+
+def _resident(name: str) -> float:
+    """Bytes of this process's memory: VmRSS now, VmHWM at most so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * float(status.partition(f"{name}:")[2].split()[0])
 
 
 def seconds(task: Callable[[], Any]) -> float:

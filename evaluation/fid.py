@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
 from functools import reduce
 from pathlib import Path
@@ -154,8 +155,17 @@ class Moments:
         Raises:
             ValueError: for fewer than two vectors.
         """
+        return self.scatter / self.degrees_of_freedom
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Of the scatter, that is divided by them for the covariance: n − 1; without a count 1.
+
+        Raises:
+            ValueError: for fewer than two vectors.
+        """
         if self.count is None:
-            return self.scatter
+            return 1
         require(
             self.count >= 2,
             "number of samples",
@@ -163,7 +173,7 @@ class Moments:
             "at least 2 for a covariance",
             "raise config.eval.num_samples",
         )
-        return self.scatter / (self.count - 1)
+        return self.count - 1
 
 
 def moments_of_images(
@@ -221,7 +231,12 @@ def fid(samples: Moments, reference: Moments) -> float:
             "finite numbers only",
             "compute them again",
         )
-    return frechet_distance(samples.mean, samples.covariance, reference.mean, reference.covariance)
+    # by the scatters: without copies of them that only differ by a factor
+    degrees = samples.degrees_of_freedom, reference.degrees_of_freedom
+    variances = np.trace(samples.scatter) / degrees[0] + np.trace(reference.scatter) / degrees[1]
+    product = _factor(samples.scatter).T @ _factor(reference.scatter)
+    product /= math.sqrt(degrees[0]) * math.sqrt(degrees[1])
+    return _distance(samples.mean - reference.mean, float(variances), product)
 
 
 def frechet_distance(
@@ -236,9 +251,16 @@ def frechet_distance(
     root of the product, this needs no invertible covariance, and no root is taken of an eigenvalue that is
     rounding noise around zero.
     """
-    cross = _nuclear_norm(_factor(covariance_1).T @ _factor(covariance_2))
-    step = mean_1 - mean_2
-    distance = step @ step + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross
+    variances = np.trace(covariance_1) + np.trace(covariance_2)
+    product = _factor(covariance_1).T @ _factor(covariance_2)
+    return _distance(mean_1 - mean_2, float(variances), product)
+
+
+def _distance(
+    step: Float64[np.ndarray, " d"], variances: float, product: Float64[np.ndarray, "r s"]
+) -> float:
+    """From the difference of the means, the sum of all variances, and A1^T A2."""
+    distance = step @ step + variances - 2 * _nuclear_norm(product)
     return max(float(distance), 0.0)  # equal moments can come out at −1e-13
 
 
@@ -249,8 +271,9 @@ def _factor(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"
     """
     (pstrf,) = scipy.linalg.get_lapack_funcs(("pstrf",), (covariance,))
     factor, pivots, rank, _ = pstrf(covariance, lower=1)
-    columns = np.empty((len(covariance), rank))
-    columns[pivots - 1] = np.tril(factor)[:, :rank]
+    columns = np.zeros((len(covariance), rank))
+    for row, pivot in enumerate(pivots - 1):  # what is above the diagonal is not of the factor
+        columns[pivot, : row + 1] = factor[row, : min(row + 1, rank)]
     return columns
 
 
@@ -264,7 +287,8 @@ def _nuclear_norm(matrix: Float64[np.ndarray, "m n"]) -> float:
     """
     total = 0.0
     while matrix.size:
-        eigenvalues, vectors = np.linalg.eigh(matrix.T @ matrix)
+        # in place: numpy's would have three such matrices more at a time
+        eigenvalues, vectors = scipy.linalg.eigh((matrix.T @ matrix).T, overwrite_a=True, driver="evd")
         largest = eigenvalues[-1]
         if largest <= 0:
             break
@@ -305,8 +329,9 @@ class Extrapolation:
         start = 0 if before is None else _known_count(before)
         for size in self._sizes[:-1]:  # FID of the last one, of all, is known anyway
             if start < size <= start + len(features):
-                part = Moments.of(features[: size - start], source)
-                self._fids.append(fid(part if before is None else before.merge(part), self._reference))
+                first = Moments.of(features[: size - start], source)
+                first = first if before is None else before.merge(first)
+                self._fids.append(fid(first, self._reference))
 
     def result(self, fid_of_all: float) -> float:
         """The line's value at 1/N = 0. It is not biased, so that it can come out below 0."""
