@@ -76,11 +76,11 @@ def _squared_distances(
 ) -> Iterator[Float64[np.ndarray, "r m"]]:
     """Rows of the matrix of squared distances, some at a time, in float64."""
     b = b.astype(np.float64)
-    b_norms = (b**2).sum(axis=1)
+    b_norms = np.einsum("ij,ij->i", b, b)  # without another matrix, of the squares
     for start in range(0, len(a), ROWS):
         rows = a[start : start + ROWS].astype(np.float64)
         squared = rows @ b.T
         squared *= -2
-        squared += (rows**2).sum(axis=1)[:, None]
+        squared += np.einsum("ij,ij->i", rows, rows)[:, None]
         squared += b_norms
         yield np.maximum(squared, 0, out=squared)  # rounding can leave a vector at −1e-13 from itself
