@@ -1,0 +1,123 @@
+"""What the driver adds to the network's own time, and how busy it keeps the lanes.
+
+python -m benchmarks.driver [--json FILE] [--turns 5] [--digits_samples 256] [--cifar10_evaluations 10]
+                            [--num_samples 4096] [--exact_samples 16384]
+
+The driver's time for an evaluation of the network, in all its lanes, against that of the jitted network
+called as often in a bare loop at the same batch, on one device: the shipped digits network at batch 64, and
+ve/cifar10 at its full size with random weights at batch 16, each sample cut off after a few evaluations. The
+two take turns, and the best turn of each counts: what disturbs a run only ever makes it slower. The driver's
+time holds the solver's own arithmetic, noise included.
+
+    <network>.overhead             the driver's seconds over the bare loop's, less 1
+    <network>.lane_utilization     useful evaluations over lanes × iterations: of the digits network for
+                                   --num_samples, of a Gaussian's exact score for --exact_samples, at batch 64
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+import models
+import sde_lib
+import solvers
+from benchmarks.lanes import gaussian_score
+from benchmarks.report import machine, write_json
+from configs.ve.cifar10_adaptive import get_config as cifar10_config
+from configs.ve.digits_adaptive import get_config as digits_config
+from evaluation.tables import markdown
+
+DIGITS_BATCH, CIFAR10_BATCH = 64, 16
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The driver's overhead and its lane utilization")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--digits_samples", type=int, default=256)
+    parser.add_argument("--cifar10_evaluations", type=int, default=10)
+    parser.add_argument("--num_samples", type=int, default=4096)
+    parser.add_argument("--exact_samples", type=int, default=16_384)
+    parsed = parser.parse_args(arguments)
+
+    digits_settings = {"config": digits_config(), "batch_size": DIGITS_BATCH}
+    digits = models.load_score_fn(digits_settings["config"])
+    figures, rows = {}, []
+
+    def compare(name: str, score_fn: Any, batch_size: int, **settings: Any) -> None:
+        seconds = compared(score_fn, turns=parsed.turns, batch_size=batch_size, **settings)
+        figures[f"{name}.overhead"] = overhead = seconds["driver"] / seconds["bare loop"] - 1
+        milliseconds = [f"{1000 * seconds[way]:.3f}" for way in ("bare loop", "driver")]
+        rows.append([name, f"{batch_size}", *milliseconds, f"{overhead:+.1%}"])
+
+    compare("digits", digits, num_samples=parsed.digits_samples, **digits_settings)
+    config = cifar10_config()
+    params = jax.jit(lambda key: models.init_params(config, key))(jax.random.key(0))
+    cifar10 = models.score_fn(config, sde_lib.from_config(config.sde), params)
+    capped = {"num_samples": CIFAR10_BATCH, "max_evaluations": parsed.cifar10_evaluations}
+    compare("ve_cifar10", cifar10, CIFAR10_BATCH, config=config, **capped)
+
+    busy = []
+    exact = Partial(gaussian_score, sde_lib.from_config(digits_settings["config"].sde))
+    for name, score_fn, count in (
+        ("digits", digits, parsed.num_samples),
+        ("exact", exact, parsed.exact_samples),
+    ):
+        solution = drawn(score_fn, num_samples=count, **digits_settings)
+        figures[f"{name}.lane_utilization"] = solution.lane_utilization
+        nfe = f"{solution.nfe.mean():.1f}"
+        busy.append([name, f"{count:,}", f"{DIGITS_BATCH}", nfe, f"{solution.lane_utilization:.4f}"])
+
+    print(f"{machine()}\n")
+    print(markdown(["network", "batch", "bare loop, ms", "driver, ms", "overhead"], rows))
+    print()
+    print(markdown(["score", "samples", "batch", "mean NFE", "lane utilization"], busy))
+    if parsed.json:
+        write_json(parsed.json, figures)
+
+
+def drawn(score_fn: Any, *, config: Any, **settings: Any) -> solvers.Solution:
+    """Samples of a config from one device."""
+    size, channels = config.data.image_size, config.data.num_channels
+    return solvers.sample(
+        score_fn,
+        sde_lib.from_config(config.sde),
+        solvers.from_config(config.solver),
+        key=jax.random.key(0),
+        shape=(size, size, channels),
+        devices=jax.local_devices()[:1],
+        **settings,
+    )
+
+
+def compared(score_fn: Any, *, config: Any, batch_size: int, turns: int, **settings: Any) -> dict[str, float]:
+    """Seconds for an evaluation of a batch by the driver and by a bare loop, each in its best turn."""
+    size, channels = config.data.image_size, config.data.num_channels
+    x = jax.random.normal(jax.random.key(1), (batch_size, size, size, channels))
+    t = jnp.full(batch_size, 0.5)
+    network = jax.jit(lambda score_fn, x, t: score_fn(x, t))
+    jax.block_until_ready(network(score_fn, x, t))  # compiles
+
+    best = {"driver": math.inf, "bare loop": math.inf}
+    for _ in range(turns):
+        solution = drawn(score_fn, config=config, batch_size=batch_size, **settings)
+        calls = solution.network_calls
+        best["driver"] = min(best["driver"], solution.seconds_sampling / calls)
+
+        score = None
+        start = time.perf_counter()
+        for _ in range(calls):
+            score = network(score_fn, x, t)
+        jax.block_until_ready(score)
+        best["bare loop"] = min(best["bare loop"], (time.perf_counter() - start) / calls)
+    return best
+
+
+if __name__ == "__main__":
+    main()
