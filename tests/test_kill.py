@@ -68,7 +68,7 @@ def figures(workdir: Path) -> list[dict]:
 
 
 def check_sampled(log: Path, there: Iterable[str]) -> None:
-    """The bar of this process was over the samples that its shards at the start lacked, and over no others."""
+    """The bar of this process was over the samples that the shards there at its start lacked."""
     sizes = [min(8, NUM_SAMPLES - 8 * int(name[len("shard_") : -len(".npz")])) for name in there]
     lacking = {str(NUM_SAMPLES - sum(sizes))} - {"0"}
     assert set(re.findall(r"/(\d+) \[", log.read_text())) == lacking
