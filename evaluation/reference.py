@@ -27,6 +27,7 @@ from sde_lib.checks import require
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "reference"
 
 UNKNOWN = "unknown"
+ROWS = 2048  # of published features at a time
 
 Pieces = Iterable[UInt8[np.ndarray, "_ h w c"]]
 
@@ -165,7 +166,7 @@ def load(path: Path, network: FeatureNetwork) -> Moments:
                     source=_unknown(path, network),
                 )
             elif "pool_3" in names:
-                moments = _of_features(file["pool_3"], path, network)
+                moments = _of_features(path, network)
             else:
                 raise ValueError(f"it holds {sorted(names)}, and neither mu and sigma nor pool_3")
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -186,10 +187,25 @@ def _unknown(path: Path, network: FeatureNetwork) -> Source:
     return Source.of(network, data=path.name, split=UNKNOWN)
 
 
-def _of_features(features: np.ndarray, path: Path, network: FeatureNetwork) -> Moments:
-    require(features.ndim == 2, "shape of pool_3", features.shape, "(n, d)", "store one vector an image")
-    source = _unknown(path, network)
-    return Moments.of(features, source)
+def _of_features(path: Path, network: FeatureNetwork) -> Moments:
+    """Read in parts: 50,000 vectors of 2048 features are 410 MB."""
+    with zipfile.ZipFile(path) as archive, archive.open("pool_3.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = header[version](file)
+        fix = "store one vector an image"
+        require(len(shape) == 2 and shape[0] > 0, "shape of pool_3", shape, "(n, d), n > 0", fix)
+        require(not by_columns, "pool_3", "stored by columns", "rows", "save np.ascontiguousarray(pool_3)")
+        require(dtype.kind == "f", "dtype of pool_3", str(dtype), "floats", "save pool_3.astype(np.float32)")
+        source = _unknown(path, network)
+        parts = _parts(file.read, shape[0], shape[1], dtype)
+        return reduce(Moments.merge, (Moments.of(part, source) for part in parts))
+
+
+def _parts(read: Callable[[int], bytes], count: int, size: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+    for start in range(0, count, ROWS):
+        rows = min(ROWS, count - start)
+        yield np.frombuffer(read(rows * size * dtype.itemsize), dtype).reshape(rows, size)
 
 
 def _check(moments: Moments, path: Path, network: FeatureNetwork) -> None:

@@ -144,7 +144,7 @@ def test_published_features_are_read_in_parts(images, digits, tmp_path, monkeypa
     moments = reference.find(NETWORK, **digits[0])
     path = tmp_path / "published.npz"
     np.savez(path, pool_3=images.reshape(1797, -1)[:, 20:26].astype(np.float32), logits=np.zeros(3))
-    monkeypatch.setattr("evaluation.fid.ROWS", 500)
+    monkeypatch.setattr(reference, "ROWS", 500)
     with pytest.warns(UserWarning, match="taken on trust"):
         published = reference.load(path, NETWORK)
     assert published.name == "published.npz:unknown:1797"
@@ -183,6 +183,9 @@ def _arrays(**arrays):
         (_arrays(mu=np.zeros(6), sigma=np.eye(5)), "shapes of mean and covariance"),
         (_arrays(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))), "'not symmetric'"),
         (_arrays(pool_3=np.zeros(6)), "shape of pool_3"),
+        (_arrays(pool_3=np.zeros((6, 9)).T), "pool_3 = 'stored by columns': allowed is rows"),
+        (_arrays(pool_3=np.array([{}], object)[None]), "dtype of pool_3 = 'object': allowed is floats"),
+        (_arrays(pool_3=np.zeros((0, 6))), r"shape of pool_3 = \(0, 6\)"),
         (_arrays(images=np.zeros(6)), r"holds \['images'\], and neither mu and sigma nor pool_3"),
         (_arrays(mu=np.array([{}], object), sigma=np.eye(6)), "allow_pickle=False"),
         (_arrays(source="{}", count=1, mean=np.zeros(6), scatter=np.eye(6)), "missing .*required"),
