@@ -156,7 +156,7 @@ def sample(
         shape: of one sample.
         num_samples: how many, with ids 0 to num_samples − 1.
         sample_ids: which, instead of ``num_samples``; unsigned 32-bit.
-        batch_size: lanes of all devices together; no more are used than there are samples.
+        batch_size: lanes of all devices together, who share them evenly; fewer where there are fewer samples.
         denoise: end with one Tweedie step, one more evaluation.
         max_evaluations: a sample that needs more ends with ``Status.MAX_EVALUATIONS``.
         dtype: of the solver's state.
