@@ -17,8 +17,7 @@ import argparse
 import gc
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from benchmarks.convolution import one_convolution, operations, seconds
 from benchmarks.report import machine, write_json
 from evaluation.bootstrap import REPLICATES
 from evaluation.evaluate import evaluate
@@ -41,7 +41,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BATCH_SIZE = 64
 TURNS = 3
-CONVOLUTION = (BATCH_SIZE, 32, 32, 128)
 NUM_FEATURES = 2048
 SHARD_SIZE = 1024
 FEW_SAMPLES = 4096
@@ -66,29 +65,16 @@ def main() -> None:
 
 def inception() -> dict[str, float]:
     """Images a second from uint8 to features on the host, and their rate over a convolution's."""
-    network, operations = random_inception()
+    network, of_one_batch = random_inception()
     images = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, 32, 32, 3), np.uint8)
 
-    convolve = jax.jit(
-        lambda x, kernel: jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-    )
-    x, kernel = jnp.ones(CONVOLUTION), jnp.full((3, 3, CONVOLUTION[-1], CONVOLUTION[-1]), 1e-3)
-    of_convolution = convolution_operations(convolve, x, kernel)
-
+    convolve, of_convolution = one_convolution(BATCH_SIZE)
     network(images)  # compiles
-    convolve(x, kernel).block_until_ready()
     of_network, of_one = [], []
     for _ in range(TURNS):
-        of_one += [seconds(lambda: convolve(x, kernel).block_until_ready()) for _ in range(3)]
+        of_one += [seconds(convolve) for _ in range(3)]
         of_network.append(seconds(lambda: network(images)))
-    rate = operations / min(of_network)
+    rate = of_one_batch / min(of_network)
     convolution_rate = of_convolution / min(of_one)
     return {
         "inception.images_per_second": BATCH_SIZE / min(of_network),
@@ -99,7 +85,7 @@ def inception() -> dict[str, float]:
 
 
 def random_inception() -> tuple[FeatureNetwork, float]:
-    """The network with random weights, and the operations of its convolutions for one batch."""
+    """The network with random weights, and its operations for one batch."""
     model = Inception()
     images = jax.ShapeDtypeStruct((BATCH_SIZE, 32, 32, 3), jnp.uint8)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -120,24 +106,7 @@ def random_inception() -> tuple[FeatureNetwork, float]:
         forward=jax.tree_util.Partial(model.apply, jax.tree.map(random, expected)),
         batch_size=BATCH_SIZE,
     )
-    return network, convolution_operations(model.apply, expected, images)
-
-
-def convolution_operations(function: Callable[..., Any], *arguments: Any) -> float:
-    """Multiplications and additions in the convolutions of a function; no others, which is to its loss."""
-
-    def of(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-                total += 2 * np.prod(output) * np.prod(kernel[:-1])
-            for value in equation.params.values():
-                inner = getattr(value, "jaxpr", value)
-                total += of(inner) if hasattr(inner, "eqns") else 0
-        return total
-
-    return float(of(jax.make_jaxpr(function)(*arguments).jaxpr))
+    return network, operations(model.apply, expected, images)
 
 
 def frechet() -> dict[str, float]:
@@ -244,12 +213,6 @@ def _resident(name: str) -> float:
     """Bytes of this process's memory: VmRSS now, VmHWM at most so far."""
     status = Path("/proc/self/status").read_text()
     return 1024 * float(status.partition(f"{name}:")[2].split()[0])
-
-
-def seconds(task: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
