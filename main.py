@@ -4,6 +4,7 @@ python main.py --config=configs/ve/digits_adaptive.py --mode=eval --workdir=DIR 
 """
 
 import difflib
+import functools
 import importlib
 import shlex
 import sys
@@ -93,10 +94,26 @@ def evaluate() -> None:
 
 def measures(config) -> dict[str, Any]:
     """What FID and the Inception Score of a config are made with."""
+    import training
     from evaluation import features, reference
+    from evaluation.evaluate import check_options
 
     network = features.load_features(config.eval.features, config.eval.inception_weights)
-    return {"network": network, "reference": reference.find(network, **reference_data(config))}
+    data, count = reference_data(config), config.eval.compared
+    if count:  # better now than after the sampling
+        check_options(
+            num_samples=config.eval.num_samples,
+            num_features=network.num_features,
+            compared=count,
+            num_images=training.open_images(config.data).count,
+        )
+
+    @functools.cache  # a sweep asks once for each cell
+    def compared():
+        return reference.first_features(data["pieces"](), network, count=count)
+
+    moments = reference.find(network, **data)
+    return {"network": network, "reference": moments, "compared": compared if count else None}
 
 
 def reference_data(config) -> dict[str, Any]:
@@ -132,6 +149,7 @@ def evaluate_images(path: str) -> None:
         path=path,
         count=opened.count,
         workdir=folder,
+        fid_infinity=CONFIG.value.eval.fid_infinity,
         **measures(CONFIG.value),
     )
     print(f"{path}\n{run.summary(result)}\n{folder}/results.jsonl")

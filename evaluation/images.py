@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from evaluation import evaluate as figures
 from evaluation import results
+from evaluation.bootstrap import REPLICATES
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
 from evaluation.samples import Samples
@@ -19,7 +20,7 @@ from sde_lib.checks import require
 from solvers import Status
 
 # What nobody knows of samples made elsewhere
-OF_THE_SAMPLING = ("nfe_mean", "nfe_max", "nfe_lockstep", "rejected", "failed")
+OF_THE_SAMPLING = ("nfe_mean", "nfe_interval", "nfe_max", "nfe_lockstep", "rejected", "failed")
 
 
 def evaluate_images(
@@ -31,6 +32,8 @@ def evaluate_images(
     reference: Moments,
     workdir: epath.PathLike,
     splits: int = 10,
+    fid_infinity: bool = False,
+    compared: Callable[[], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """The figures of images, which are also added to results.jsonl in ``workdir``.
 
@@ -45,6 +48,8 @@ def evaluate_images(
         reference: moments of the data under that network.
         workdir: made if it is not there.
         splits: of the Inception Score.
+        fid_infinity, compared: see ``evaluate``; images in an order of their own (by class, for example)
+            make no growing random sets, and nothing can be extrapolated from them.
 
     Raises:
         ValueError: for fewer images than splits, or images that are broken or that the network does not take.
@@ -82,9 +87,13 @@ def evaluate_images(
         network=network,
         reference=reference,
         splits=splits,
+        replicates=REPLICATES,
+        fid_infinity=fid_infinity,
+        compared=compared,
     )
     measured.update(dict.fromkeys(OF_THE_SAMPLING))
-    result = results.Result(
+    result = results.Result.of(
+        measured,
         config_hash=pixels.hexdigest()[:16],
         checkpoint_sha256=None,
         git_commit=results.git_commit(),
@@ -96,7 +105,6 @@ def evaluate_images(
         devices=results.devices(),
         versions=results.versions(),
         extra={"images": path, "images_sha256": pixels.hexdigest()},
-        **measured,
     )
     results.append(workdir, result)
     return results.read(workdir)[-1]

@@ -40,8 +40,8 @@ def reproduce(
         name: of the table.
         table, models, methods: see configs/tables.py.
         get_config: a model's config, by the name of its file.
-        measures: from a config to ``network`` and ``reference`` of ``evaluation.run``; ValueError or OSError
-            where they are absent.
+        measures: from a config to ``network``, ``reference`` and ``compared`` of ``evaluation.run``;
+            ValueError or OSError where they are absent.
         command: that makes the table again.
         num_samples, seeds, batch_size: of every cell, instead of the table's (batch_size: the config's).
 

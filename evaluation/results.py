@@ -45,6 +45,8 @@ class Result:
         num_samples: that all figures are over.
         fid: to ``reference``.
         is_mean, is_std: the Inception Score over its splits.
+        fid_interval, is_interval, nfe_interval: 95 % intervals [low, high] of fid, is_mean and nfe_mean, None
+            where a bootstrap cannot give them (evaluation/bootstrap.py).
         nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
         nfe_lockstep: by the published convention, see evaluation/evaluate.py.
         rejected: mean number of rejected steps a sample.
@@ -67,6 +69,9 @@ class Result:
     fid: float | None
     is_mean: float | None
     is_std: float | None
+    fid_interval: list[float] | None
+    is_interval: list[float] | None
+    nfe_interval: list[float] | None
     nfe_mean: float | None
     nfe_max: int | None
     nfe_lockstep: float | None
@@ -78,6 +83,14 @@ class Result:
     devices: str
     versions: dict[str, str]
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, figures: dict[str, Any], *, extra: dict[str, Any], **others: Any) -> Result:
+        """From the figures of ``evaluation.evaluate``; those without a field here go into ``extra``."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        further = {name: value for name, value in figures.items() if name not in own}
+        fields = {name: value for name, value in figures.items() if name in own}
+        return cls(**fields, **others, extra=extra | further)
 
     def line(self) -> str:
         """JSON with every key, null for what is None or not finite."""
@@ -134,12 +147,20 @@ def find(
     num_samples: int,
     features: str | None,
     reference: str | None,
+    compared: int,
+    fid_infinity: bool,
 ) -> dict[str, Any] | None:
-    """The newest result of this config of so many samples with these features and reference, or None."""
+    """The newest result of this config of so many samples with these features and reference, or None.
+
+    Args:
+        compared, fid_infinity: figures that it has to have, as ``config.eval`` names them.
+    """
     wanted = {"config_hash": config_hash, "num_samples": num_samples}
     wanted |= {"features": features, "reference": reference}
+    if compared:
+        wanted["compared"] = compared
     for result in reversed(read(workdir)):
-        if wanted.items() <= result.items():
+        if wanted.items() <= result.items() and (not fid_infinity or "fid_infinity" in result):
             return result
     return None
 

@@ -17,14 +17,15 @@ import sde_lib
 import solvers
 from evaluation import evaluate as figures
 from evaluation import plots, results
+from evaluation.bootstrap import REPLICATES
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
 from evaluation.files import make_folder, require_writable
 from evaluation.inception_score import require_enough
-from evaluation.samples import Samples, SampleStore, to_uint8
+from evaluation.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib.checks import require, require_count
-from solvers.queues import lanes_for
+from solvers.queues import lanes_for, require_shared
 
 PICTURED = 72  # samples in samples.png
 BYTES = 24  # of a sample in its shard, beside the image: its id and four counts
@@ -81,6 +82,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
             for key in ("num_samples", "batch_size", "max_evaluations", "shard_size")
         }
     )
+    require_shared(config.eval.batch_size, jax.local_device_count(), name="config.eval.batch_size")
     models.build(config)
     given = checkpoint or config.model.checkpoint
     require(
@@ -111,6 +113,7 @@ def sample_and_evaluate(
     *,
     network: FeatureNetwork | None = None,
     reference: Moments | None = None,
+    compared: Callable[[], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
 
@@ -122,6 +125,7 @@ def sample_and_evaluate(
         workdir: gets identity.json, samples/, samples.png and results.jsonl.
         network: whose features FID and the Inception Score are of; without it there is neither.
         reference: moments of the data under that network; without them there is no FID.
+        compared: gives features of ``config.eval.compared`` images of the data, for KID and its kin.
 
     Raises:
         ValueError: for a workdir that holds another config's samples, or too few samples for the scores.
@@ -133,6 +137,12 @@ def sample_and_evaluate(
     if network is not None:
         require_enough(settings.num_samples)
         network.check(np.empty((0, *run.image_shape), np.uint8))
+        figures.check_options(
+            num_samples=settings.num_samples,
+            num_features=network.num_features,
+            fid_infinity=settings.fid_infinity,
+            compared=settings.compared,
+        )
     results.claim_workdir(workdir, run.identity)
     features = None if network is None else f"{network.name}:{network.sha256}"
     compared_to = None if reference is None else reference.name
@@ -144,6 +154,8 @@ def sample_and_evaluate(
             num_samples=settings.num_samples,
             features=features,
             reference=compared_to,
+            compared=settings.compared if compared is not None else 0,
+            fid_infinity=settings.fid_infinity and reference is not None,
         )
 
     if (result := known()) is not None:
@@ -160,9 +172,13 @@ def sample_and_evaluate(
         evaluations_per_step=run.solver.evaluations_per_step,
         network=network,
         reference=reference,
+        replicates=REPLICATES,
+        fid_infinity=settings.fid_infinity,
+        compared=compared,
     )
     solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-    line = results.Result(
+    line = results.Result.of(
+        measured,
         config_hash=run.config_hash,
         checkpoint_sha256=run.identity["checkpoint_sha256"],
         git_commit=results.git_commit(),
@@ -171,7 +187,6 @@ def sample_and_evaluate(
         devices=results.devices(),
         versions=results.versions(),
         extra={"config": run.name, **solver, **run.weights},
-        **measured,
         **cost,
     )
     first = next(store.shards(min(PICTURED, settings.num_samples)))
@@ -200,18 +215,14 @@ def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
         sample_ids=store.pending(
             settings.num_samples, process=jax.process_index(), processes=jax.process_count()
         ),
-        lanes=lanes_for(
-            settings.num_samples,
-            settings.batch_size,
-            len(jax.local_devices()),
-            name="config.eval.batch_size",
-        ),
+        lanes=lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count()),
         total=missing,
+        output=GREY_LEVELS[run.config.data.centered],
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
         progress=True,
     ):
-        store.add(Samples.of(part, centered=run.config.data.centered))
+        store.add(Samples.of(part))
         parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
     if not parts:  # other processes were faster
         return nothing
@@ -238,7 +249,7 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
             key=jax.random.key(config.seed),
             shape=(data.image_size, data.image_size, data.num_channels),
             num_samples=PICTURED,
-            batch_size=min(config.eval.batch_size, PICTURED),
+            batch_size=config.eval.batch_size,
         )
         make_folder(folder)
         plots.save_grid(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -22,10 +23,13 @@ import random
 import warnings
 from collections.abc import Hashable, Iterator
 from types import TracebackType
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from evaluation.files import (
     atomic_file,
@@ -42,18 +46,23 @@ from sde_lib.checks import require
 from solvers import Solution
 
 
-def to_uint8(x: Float[np.ndarray, "n h w c"], *, centered: bool) -> UInt8[np.ndarray, "n h w c"]:
-    """Images as grey levels: each value goes to the nearest of 0..255, and those outside to the ends.
+def to_uint8(x: Float[np.ndarray | Array, "n h w c"], *, centered: bool) -> Any:
+    """Images as grey levels uint8 [n, h, w, c]: each value goes to the nearest, those outside to the ends.
 
     The published code cuts off the fraction instead, which darkens every image by half a grey level. What is
     not a number (in a failed sample) becomes black: failed samples stay among those that FID judges.
 
     Args:
-        x: images in [0, 1], or in [−1, 1] if ``centered``.
+        x: images in [0, 1], or in [−1, 1] if ``centered``; on a device they stay there.
         centered: as in ``config.data.centered``.
     """
+    numpy = jnp if isinstance(x, jax.Array) else np
     unit = (x + 1) / 2 if centered else x
-    return np.rint(np.clip(np.nan_to_num(unit, nan=0.0), 0, 1) * 255).astype(np.uint8)
+    return numpy.rint(numpy.clip(numpy.nan_to_num(unit, nan=0.0), 0, 1) * 255).astype(np.uint8)
+
+
+# By config.data.centered: the same function each time, as the compiled sampling loop wants
+GREY_LEVELS = {centered: functools.partial(to_uint8, centered=centered) for centered in (False, True)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +85,11 @@ class Samples:
     status: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, solution: Solution, *, centered: bool) -> Samples:
-        """What a solver finished, its images as grey levels; ``centered`` as in ``to_uint8``."""
+    def of(cls, solution: Solution) -> Samples:
+        """What ``solvers.stream`` finished, its images made grey levels by ``GREY_LEVELS``."""
         return cls(
             sample_ids=solution.sample_ids.astype(np.int64),
-            images=to_uint8(solution.x, centered=centered),
+            images=solution.x,
             nfe=solution.nfe,
             accepted=solution.accepted,
             rejected=solution.rejected,

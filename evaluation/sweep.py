@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from evaluation import results, tables
@@ -37,6 +38,7 @@ def sweep(
     checkpoint: str | None = None,
     network: FeatureNetwork | None = None,
     reference: Moments | None = None,
+    compared: Callable[[], np.ndarray] | None = None,
 ) -> str:
     """Runs every cell of some products of settings, and writes sweep.md, sweep.csv and sweep.png.
 
@@ -49,7 +51,7 @@ def sweep(
         workdir: gets the table, the plot and cells/.
         name: of the config.
         command: that makes the table again.
-        checkpoint, network, reference: as of ``evaluation.run``.
+        checkpoint, network, reference, compared: as of ``evaluation.run``.
 
     Returns:
         The table in Markdown.
@@ -69,7 +71,9 @@ def sweep(
     rows: dict[Cell, list[dict[str, Any]]] = {}
     with cells_bar(len(runs), "cell") as bar:
         for cell, run in runs.items():
-            result = measured(run, workdir, bar=bar, cost=1, network=network, reference=reference)
+            result = measured(
+                run, workdir, bar=bar, cost=1, network=network, reference=reference, compared=compared
+            )
             rows.setdefault(_without(cell, "seed"), []).append(result)
     return tables.write(
         workdir,
@@ -194,6 +198,7 @@ def measured(
     cost: int,
     network: FeatureNetwork | None,
     reference: Moments | None,
+    compared: Callable[[], np.ndarray] | None,
 ) -> dict[str, Any]:
     """The result of a cell: sampled and measured in its folder below workdir/cells, unless it is there.
 
@@ -203,7 +208,7 @@ def measured(
     folder = workdir / "cells" / f"{run.config.solver.name}-{run.config_hash}"
     bar.set_postfix_str(run.title)
     before = len(results.read(folder))
-    result = sample_and_evaluate(run, folder, network=network, reference=reference)
+    result = sample_and_evaluate(run, folder, network=network, reference=reference, compared=compared)
     if len(results.read(folder)) == before:
         bar.initial += cost
     bar.update(cost)

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -148,31 +146,6 @@ def test_a_disk_that_refuses_a_write_is_named(tmp_path):
     assert refused.returncode == 2
     assert f"{tmp_path}/file" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
-
-
-def test_a_killed_run_goes_on_to_the_same_figures(tmp_path):
-    settings = [
-        VE,
-        "--config.solver.eps_rel=0.5",
-        "--config.eval.num_samples=96",
-        "--config.eval.shard_size=8",
-    ]
-    settings += ["--config.eval.batch_size=16"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(*settings, f"--workdir={whole}").returncode == 0
-
-    process = subprocess.Popen(command(*settings, f"--workdir={killed}"), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(killed.glob("samples/shard_*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in killed.glob("samples/shard_*.npz")}
-    assert kept
-
-    assert run(*settings, f"--workdir={killed}").returncode == 0
-    assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
-    assert figures(results(killed)[-1]) == figures(results(whole)[-1])
 
 
 def test_sample_mode_needs_no_features(tmp_path):

@@ -28,6 +28,9 @@ RESULT = Result(
     fid=1.5,
     is_mean=9.0,
     is_std=0.1,
+    fid_interval=[1.0, 2.0],
+    is_interval=None,
+    nfe_interval=[50.0, 51.0],
     nfe_mean=50.5,
     nfe_max=70,
     nfe_lockstep=68.0,
@@ -73,12 +76,36 @@ def test_results_are_appended_and_found(folder):
         "num_samples": 100,
         "features": "digits:00",
         "reference": "digits:all:1797",
+        "compared": 0,
+        "fid_infinity": False,
     }
     newest = find(workdir, **known)
     assert newest is not None
     assert (newest["fid"], newest["kid_mean"]) == (2.5, 0.1)
     for key, value in {"config_hash": "bb", "features": "digits:11", "reference": "digits:test:9"}.items():
         assert find(workdir, **{**known, key: value}) is None
+
+
+def test_a_result_without_a_figure_that_is_asked_for_does_not_do(tmp_path):
+    known: dict[str, Any] = {"config_hash": "aa", "num_samples": 100, "features": "digits:00"}
+    known |= {"reference": "digits:all:1797", "compared": 0, "fid_infinity": False}
+    append(tmp_path, RESULT)
+    append(tmp_path, dataclasses.replace(RESULT, extra={"compared": 50, "kid": 0.1}))
+    append(tmp_path, dataclasses.replace(RESULT, extra={"fid_infinity": None}))
+    for asked, has in (({"compared": 50}, "kid"), ({"fid_infinity": True}, "fid_infinity")):
+        found = find(tmp_path, **{**known, **asked})
+        assert found is not None
+        assert has in found
+    assert find(tmp_path, **{**known, "compared": 60}) is None
+
+
+def test_figures_without_a_field_stand_beside_the_others():
+    figures = dataclasses.asdict(RESULT)
+    of_the_run = {name: figures.pop(name) for name in ("config_hash", "checkpoint_sha256", "git_commit")}
+    extra = figures.pop("extra")
+    made = Result.of(figures | {"kid": 0.1}, extra=extra | {"config": "ve"}, **of_the_run)
+    assert made.extra == {"kid": 0.1, "config": "ve"}
+    assert made.line() == dataclasses.replace(RESULT, extra={"config": "ve", "kid": 0.1}).line()
 
 
 def test_a_line_has_every_key_and_is_strict_json(tmp_path):

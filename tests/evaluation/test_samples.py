@@ -12,8 +12,10 @@ import sys
 import textwrap
 import time
 import warnings
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -21,7 +23,7 @@ from etils import epath
 import sde_lib
 import solvers
 from evaluation import files
-from evaluation.samples import Samples, SampleStore, pack, to_uint8, unpack
+from evaluation.samples import GREY_LEVELS, Samples, SampleStore, pack, to_uint8, unpack
 from tests.evaluation.object_store import memory_for_gs
 from tests.test_main import ROOT
 
@@ -495,17 +497,19 @@ def test_an_atomic_file_that_fails_leaves_nothing(folder):
 
 
 def test_what_a_solver_finishes_can_be_stored(tmp_path):
-    solution = solvers.sample(
-        lambda x, t: -x / t[:, None, None, None],
-        sde_lib.VESDE(),
-        solvers.EulerMaruyama(num_steps=2),
-        key=jax.random.key(0),
-        shape=(4, 4, 1),
-        num_samples=3,
-    )
+    problem: Any = {
+        "score_fn": lambda x, t: -x / t[:, None, None, None],
+        "sde": sde_lib.VESDE(),
+        "solver": solvers.EulerMaruyama(num_steps=2),
+        "key": jax.random.key(0),
+        "shape": (4, 4, 1),
+    }
     with opened(tmp_path) as store:
-        store.add(Samples.of(solution, centered=True))
+        for part in solvers.stream(**problem, sample_ids=[0, 1, 2], lanes=3, output=GREY_LEVELS[True]):
+            store.add(Samples.of(part))
     (found,) = opened(tmp_path).shards(3)
+    solution = solvers.sample(**problem, num_samples=3)
+    # on the host and on the device alike
     assert np.array_equal(found.images, to_uint8(solution.x, centered=True))
     assert found.nfe.tolist() == [3, 3, 3]
     assert found.accepted.tolist() == [2, 2, 2]
@@ -524,3 +528,4 @@ def test_values_outside_go_to_the_ends_and_failed_ones_to_black():
     x = np.array([-3, 7, np.inf, -np.inf, np.nan], np.float32).reshape(1, 1, 5, 1)
     for centered in (False, True):
         assert to_uint8(x, centered=centered).ravel().tolist() == [0, 255, 255, 0, 0]
+        assert GREY_LEVELS[centered](jnp.asarray(x)).ravel().tolist() == [0, 255, 255, 0, 0]
