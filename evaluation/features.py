@@ -73,7 +73,8 @@ class FeatureNetwork:
         devices = jax.local_device_count()
         batch_size = -(-self.batch_size // devices) * devices
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
+            # a copy: JAX keeps what it was given until its next call, and that would be all of the images
+            batch = backend.array(images[start : start + batch_size])
             count = len(batch)
             if count < batch_size:
                 batch = backend.concatenate([batch, backend.repeat(batch[:1], batch_size - count, axis=0)])

@@ -268,13 +268,16 @@ class SampleStore:
             "run the same command again, which samples these",
         )
         for number in self._numbers(num_samples):
-            samples = self._read(number)
-            if samples is None:
-                raise ValueError(
-                    f"{self._path(number)} was torn or replaced meanwhile; run the same command again: it "
-                    "makes this shard again"
-                )
-            yield samples[samples.sample_ids < num_samples]
+            yield self._part(number, num_samples)  # and nothing here keeps it
+
+    def _part(self, number: int, num_samples: int) -> Samples:
+        samples = self._read(number)
+        if samples is None:
+            raise ValueError(
+                f"{self._path(number)} was torn or replaced meanwhile; run the same command again: it "
+                "makes this shard again"
+            )
+        return samples[samples.sample_ids < num_samples]
 
     def _numbers(self, num_samples: int) -> range:
         return range(-(-num_samples // self.shard_size))

@@ -62,6 +62,9 @@ def train(
     sde = from_config(config.sde)
     images = datasets.held(datasets.open_images(config.data))
     step_fn = make_step(config, models.build(config), sde)
+    remote = "://" in str(workdir)
+    fix = "train in a local one, and copy the checkpoint to the store"
+    require(not remote, "workdir", str(workdir), "a local folder to train in", fix)
     workdir = Path(workdir).absolute()
     require(
         not workdir.is_file(),

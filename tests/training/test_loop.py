@@ -194,6 +194,11 @@ def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed,
     assert not (tmp_path / "new").exists()
 
 
+def test_an_object_store_is_refused():
+    with pytest.raises(ValueError, match=r"workdir = 'gs://bucket/run': allowed is a local folder"):
+        _train("gs://bucket/run", tiny_config())
+
+
 def test_a_weighting_that_does_not_exist_leaves_no_workdir(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"config.training.weighting = 'none': allowed is one of"):
         _train(tmp_path / "new", tiny_config(weighting="none"))
