@@ -34,6 +34,7 @@ from solvers import (
     driver,
     sample,
 )
+from solvers.noise import sample_key
 from solvers.presets import SOLVERS
 from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
@@ -96,7 +97,7 @@ def in_turn():
 def by_hand(solver, sde, key, shape, dtype):
     """A sample without the driver: the final state, and how often the score was asked for."""
     # leaves as the driver makes them
-    solver, sde = jax.tree.map(functools.partial(driver._setting, dtype), (solver, sde))
+    solver, sde = driver.as_arrays((solver, sde), dtype)
     return _by_hand(solver, sde, key, shape=shape, dtype=dtype)
 
 
@@ -177,7 +178,7 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
     np.testing.assert_array_equal(shuffled.x, seven.x[ids])
 
     # every ask is counted: the loop by hand asks as often
-    key = driver.sample_key(jax.random.key(0), jnp.uint32(4))
+    key = sample_key(jax.random.key(0), jnp.uint32(4))
     state, calls = by_hand(solver, SDES[sde_name], key, (8, 8, 1), jnp.dtype("float32"))
     assert calls == many.nfe[4]
     # its arithmetic is compiled anew, and an adaptive method's tests may fall otherwise: to rounding

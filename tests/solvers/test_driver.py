@@ -286,7 +286,7 @@ def test_the_driver_explains_that_memory_ran_out(monkeypatch, when):
         return out_of_memory() if when == "compiling" else out_of_memory
 
     lowered = types.SimpleNamespace(compile=compile_)
-    monkeypatch.setattr(driver, "_run", types.SimpleNamespace(lower=lambda *_, **__: lowered))
+    monkeypatch.setattr(driver, "run", types.SimpleNamespace(lower=lambda *_, **__: lowered))
     with pytest.raises(ValueError, match=r"batch_size = 64: .* 1 x cpu; set it to 32, and halve that again"):
         draw(batch_size=64)
 
