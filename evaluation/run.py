@@ -277,8 +277,13 @@ def summary(result: dict[str, Any]) -> str:
     parts = []
     if result["fid"] is not None:
         parts.append(f"FID {result['fid']:.3f}")
+    if result.get("fid_infinity") is not None:
+        parts.append(f"FID of infinitely many {result['fid_infinity']:.3f}")
     if result["is_mean"] is not None:
         parts.append(f"IS {result['is_mean']:.2f} ± {result['is_std']:.2f}")
+    if "kid" in result:
+        parts.append(f"KID {result['kid']:.4f}")
+        parts.append(f"precision {result['precision']:.2f}, recall {result['recall']:.2f}")
     if result["nfe_mean"] is not None:
         parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max")
     parts.append(f"{result['num_samples']:,} samples")
