@@ -49,6 +49,15 @@ NUM_SAMPLES = flags.DEFINE_integer(
 )
 SEEDS = flags.DEFINE_integer("seeds", None, "For --mode=reproduce: how many for each cell, not the table's.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For --mode=reproduce: lanes, instead of the config's.")
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "One of several processes on one --workdir, found by JAX: a TPU pod, Slurm or MPI."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Instead of --multihost, with the next two: HOST:PORT of process 0, any free port."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes were started together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+CONNECT_SECONDS = flags.DEFINE_float("connect_seconds", 50.0, "How long processes look for each other.")
 OF_ONE_MODE = {
     "sweep": "sweep",
     "out": "convert",
@@ -68,28 +77,44 @@ def main(argv: list[str]) -> None:
         require(
             not given or MODE.value == mode, f"--{flag}", flags.FLAGS[flag].value, f"--mode={mode} only", fix
         )
+    several = MULTIHOST.value or any(
+        flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
+    )
+    shared = MODE.value in ("eval", "sample") and IMAGES.value is None
+    require(
+        shared or not several,
+        "--mode",
+        MODE.value,
+        "eval or sample, without --images, for several processes: the others use the devices of one",
+        "drop --multihost, --coordinator, --num_processes and --process_id",
+    )
     if MODE.value == "reproduce":
         return reproduce()
     require(CONFIG.value is not None, "--config", None, "a file of configs/", f"such as {DEFAULT_CONFIG}")
     keep_compiled_programs(CONFIG.value.compilation_cache)
     modes = {
-        "eval": evaluate,
-        "sample": sample,
         "sweep": sweep,
         "stats": stats,
         "train": train,
         "convert": convert,
     }
-    modes[MODE.value]()
-
-
-def evaluate() -> None:
-    from evaluation import run
-
+    if MODE.value in modes:
+        return modes[MODE.value]()
     if IMAGES.value is not None:
         return evaluate_images(IMAGES.value)
-    prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
-    measure(prepared, workdir(default_workdir(prepared.config_hash[:8])), **measures(CONFIG.value))
+    sample(several=several)
+
+
+def connected():
+    """This process among those that were started with it."""
+    from evaluation import processes
+
+    return processes.connect(
+        coordinator=COORDINATOR.value,
+        num_processes=NUM_PROCESSES.value,
+        process_id=PROCESS_ID.value,
+        seconds=CONNECT_SECONDS.value,
+    )
 
 
 def measures(config) -> dict[str, Any]:
@@ -155,17 +180,19 @@ def evaluate_images(path: str) -> None:
     print(f"{path}\n{run.summary(result)}\n{folder}/results.jsonl")
 
 
-def sample() -> None:
+def sample(*, several: bool) -> None:
+    """The samples of a config, and for --mode=eval how good they are; by one process or several."""
+    from evaluation.processes import ALONE
+
+    processes = connected() if several else ALONE  # before anything else is asked of JAX
     from evaluation import run
 
     prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
-    measure(prepared, workdir(default_workdir(prepared.config_hash[:8])))
-
-
-def measure(prepared, folder, **measures) -> None:
-    from evaluation import run
-
-    result = run.sample_and_evaluate(prepared, folder, **measures)
+    folder = workdir(default_workdir(prepared.config_hash[:8]))
+    scores = measures(CONFIG.value) if MODE.value == "eval" else {}
+    result = run.sample_and_evaluate(prepared, folder, **scores, processes=processes)
+    if not processes.is_first:
+        return print(f"{processes.name} is done; process 0 wrote {folder}/results.jsonl")
     files = f"{folder}/results.jsonl  {folder}/samples.png"
     print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
 

@@ -54,7 +54,7 @@ class Result:
             made elsewhere.
         lane_utilization: share of the network's rows that advanced a sample; None if nothing was sampled.
         samples_per_second: of the sampling in this run, without compilation; None if nothing was sampled.
-        seconds_compile: None if nothing was sampled.
+        seconds_compile: None if nothing was sampled. It and the two above are of the process that measured.
         devices: kind and number, as "cpu x 1".
         versions: of the packages that compute.
         extra: further figures, by name; they stand beside the others in the file.

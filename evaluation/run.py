@@ -20,8 +20,9 @@ from evaluation import plots, results
 from evaluation.bootstrap import REPLICATES
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
-from evaluation.files import make_folder, require_writable
+from evaluation.files import make_folder, read_file, require_writable
 from evaluation.inception_score import require_enough
+from evaluation.processes import ALONE, Processes
 from evaluation.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib.checks import require, require_count
@@ -114,11 +115,13 @@ def sample_and_evaluate(
     network: FeatureNetwork | None = None,
     reference: Moments | None = None,
     compared: Callable[[], np.ndarray] | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
 
     Killed at any moment and called again it goes on from the shards that are there; a larger ``num_samples``
-    samples only what is missing. Called by several processes with one workdir, they share the sampling.
+    samples only what is missing. Called by several processes with one workdir, they share the sampling, and
+    of ``processes`` that know of each other the first alone measures: the others wait for its result.
 
     Args:
         run: from ``prepare``.
@@ -126,9 +129,11 @@ def sample_and_evaluate(
         network: whose features FID and the Inception Score are of; without it there is neither.
         reference: moments of the data under that network; without them there is no FID.
         compared: gives features of ``config.eval.compared`` images of the data, for KID and its kin.
+        processes: those that were started together.
 
     Raises:
-        ValueError: for a workdir that holds another config's samples, or too few samples for the scores.
+        ValueError: for a workdir that holds another config's samples, too few samples for the scores, or
+            a first process that ended without a result.
         OSError: for a disk that refuses a file, or, before anything is sampled, that is read-only or has no
             room for the samples; what was written before stays whole.
     """
@@ -143,6 +148,8 @@ def sample_and_evaluate(
             fid_infinity=settings.fid_infinity,
             compared=settings.compared,
         )
+    if not processes.is_first:  # of different configs, the first one's is to have the workdir
+        processes.wait_for(lambda: read_file(workdir / "identity.json"), what=f"{workdir}/identity.json")
     results.claim_workdir(workdir, run.identity)
     features = None if network is None else f"{network.name}:{network.sha256}"
     compared_to = None if reference is None else reference.name
@@ -162,7 +169,9 @@ def sample_and_evaluate(
         return result
     folder = workdir / "samples"
     with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
-        cost = _sample_missing(run, store)
+        cost = _sample_missing(run, store, processes)
+    if not processes.is_first:
+        return processes.wait_for(known, what=f"a result in {workdir}/results.jsonl")
     if (result := known()) is not None:  # of another process, which was faster
         return result
     measured = figures.evaluate(
@@ -196,7 +205,7 @@ def sample_and_evaluate(
     return result or results.read(workdir)[-1]
 
 
-def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
+def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[str, Any]:
     """Samples what the store lacks; returns what that cost, None where nothing was lacking."""
     settings = run.config.eval
     nothing = {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
@@ -212,15 +221,13 @@ def _sample_missing(run: Run, store: SampleStore) -> dict[str, Any]:
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
         # a shard's ids after another's, each as the folder is when the devices are about to need it
-        sample_ids=store.pending(
-            settings.num_samples, process=jax.process_index(), processes=jax.process_count()
-        ),
+        sample_ids=store.pending(settings.num_samples, process=processes.index, processes=processes.count),
         lanes=lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count()),
-        total=missing,
+        total=-(-missing // processes.count),  # of this process, about
         output=GREY_LEVELS[run.config.data.centered],
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
-        progress=True,
+        progress=processes.is_first,
     ):
         store.add(Samples.of(part))
         parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store

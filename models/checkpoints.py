@@ -325,7 +325,11 @@ def _open_own(path: Path, *, raw: bool) -> Weights:
         restore_args = unflatten(flat)
         item = jax.tree.map(lambda _: 0, restore_args)
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            # each of several processes reads for itself, and waits for no other
+            this = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
                 tree = checkpointer.restore(
                     folder,
                     args=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]

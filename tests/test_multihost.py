@@ -1,0 +1,177 @@
+"""main.py as several processes with two virtual devices each, on loopback, against one process alone."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_main import QUICK, ROOT, TIMES, VE, command, results
+
+NUM_SAMPLES = 52  # the last of 7 shards is half full
+SETTINGS = [
+    *QUICK,
+    "--config.eval.shard_size=8",
+    "--config.eval.batch_size=16",
+    f"--config.eval.num_samples={NUM_SAMPLES}",
+]
+DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def start(*arguments: object, log: Path) -> subprocess.Popen:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command(VE, *arguments), cwd=ROOT, env={**os.environ, **DEVICES}, stdout=file, stderr=file
+        )
+
+
+def start_together(*arguments: object, count: int, folder: Path) -> list[tuple[subprocess.Popen, Path]]:
+    """Processes with the same arguments, each with its log."""
+    folder.mkdir(exist_ok=True)
+    flags = (f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}")
+    logs = [folder / f"log{i}" for i in range(count)]
+    return [(start(*arguments, *flags, f"--process_id={i}", log=log), log) for i, log in enumerate(logs)]
+
+
+def finish(*started: tuple[subprocess.Popen, Path], status: int = 0) -> list[str]:
+    """What each of them said, once all have ended."""
+    for process, log in started:
+        assert process.wait(LONGEST) == status, log.read_text()
+    return [log.read_text() for _, log in started]
+
+
+def shards(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in workdir.glob("samples/shard_*.npz")}
+
+
+def figures(workdir: Path) -> list[dict]:
+    """All that results.jsonl says but for times, the devices, and the commit, which may be another one."""
+    others = (*TIMES, "git_commit", "devices")
+    return [{key: value for key, value in line.items() if key not in others} for line in results(workdir)]
+
+
+def check_equal(workdir: Path, alone: Path) -> None:
+    assert shards(workdir) == shards(alone)
+    assert figures(workdir) == figures(alone)
+    assert (workdir / "samples.png").exists()
+    assert not list(workdir.glob("samples/*.claim"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """What one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish((start(*SETTINGS, f"--workdir={folder}/run", log=folder / "log"), folder / "log"))
+    return folder / "run"
+
+
+def test_two_processes_make_what_one_makes(alone, tmp_path):
+    workdir = tmp_path / "run"
+    first, second = finish(*start_together(*SETTINGS, f"--workdir={workdir}", count=2, folder=tmp_path))
+    check_equal(workdir, alone)
+    assert results(workdir)[0]["devices"] == "cpu x 4"
+    assert "sampling:" in first
+    assert "sampling:" not in second  # one progress bar
+    assert "FID" in first
+    assert f"process 1 of 2 is done; process 0 wrote {workdir}/results.jsonl" in second
+
+
+def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=1", "--connect_seconds=1"]
+    log = tmp_path / "log"
+    (said,) = finish((start(*SETTINGS, *flags, f"--workdir={tmp_path}/run", log=log), log), status=2)
+    last = said.splitlines()[-1]
+    assert last.startswith(f"main.py: --coordinator = '{address}' cannot be reached within 1 s")
+    assert "check that process 0 runs there" in last
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--process_id=1"], "all of --coordinator, --num_processes, --process_id, or none of them with"),
+        (
+            ["--coordinator=here", "--num_processes=2", "--process_id=0"],
+            "--coordinator = 'here': allowed is a host and a port; write --coordinator=HOST:PORT",
+        ),
+        (
+            ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
+            "--process_id = 2: allowed is a number from 0 to 1;",
+        ),
+        (["--multihost", "--mode=train"], "--mode = 'train': allowed is eval or sample, without --images,"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(arguments, message, tmp_path):
+    log = tmp_path / "log"
+    (said,) = finish((start(*arguments, f"--workdir={tmp_path}/run", log=log), log), status=2)
+    assert message in said.splitlines()[-1]
+
+
+def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path):
+    before = figures(alone)
+    other = [*SETTINGS, "--config.solver.num_steps=6", f"--workdir={alone}"]
+    for said in finish(*start_together(*other, count=2, folder=tmp_path), status=2):
+        assert "config.solver.num_steps = 6 (there 5); give another --workdir" in said.splitlines()[-1]
+    assert figures(alone) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_any_number_of_processes_makes_what_one_makes(alone, tmp_path, count):
+    """Eight are more than there are shards."""
+    workdir = tmp_path / "run"
+    finish(*start_together(*SETTINGS, f"--workdir={workdir}", count=count, folder=tmp_path))
+    check_equal(workdir, alone)
+
+
+@pytest.mark.slow
+def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, tmp_path):
+    workdir, settings = tmp_path / "run", [*SETTINGS, "--connect_seconds=30", f"--workdir={tmp_path}/run"]
+    (first, _), *others = start_together(*settings, count=3, folder=tmp_path)
+    wait_for_shards(workdir, 1, first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    for said in finish(*others, status=2):
+        assert f"process 0 has ended without a result in {workdir}/results.jsonl" in said.splitlines()[-1]
+    assert shards(workdir) == shards(alone)
+    finish(*start_together(*settings, count=2, folder=tmp_path / "again"))
+    check_equal(workdir, alone)
+
+
+@pytest.mark.slow
+def test_ten_kills_of_one_of_four_processes_change_nothing(alone, tmp_path):
+    """Each of them at a moment, and of a process, drawn from the number of the kill."""
+    for number in range(10):
+        rng, folder = random.Random(number), tmp_path / str(number)
+        workdir, killed = folder / "run", rng.randrange(4)
+        settings = [*SETTINGS, "--connect_seconds=30", f"--workdir={workdir}"]
+        started = start_together(*settings, count=4, folder=folder)
+        process, log = started[killed]
+        wait_for_shards(workdir, rng.randint(0, 6), process)
+        time.sleep(rng.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for other, _ in started:  # they may go on without it, or end with a message: none hangs
+            assert other.wait(LONGEST) in (0, 2, -signal.SIGKILL), log.read_text()
+        finish(*start_together(*settings, count=rng.randint(1, 4), folder=folder / "again"))
+        check_equal(workdir, alone)
+
+
+def wait_for_shards(workdir: Path, number: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + LONGEST
+    while len(list(workdir.glob("samples/shard_*.npz"))) < number:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
