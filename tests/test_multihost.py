@@ -21,6 +21,7 @@ SETTINGS = [
 ]
 DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
+PATIENT = f"--connect_seconds={LONGEST}"
 
 
 def free_port() -> int:
@@ -77,7 +78,9 @@ def alone(tmp_path_factory) -> Path:
 
 def test_two_processes_make_what_one_makes(alone, tmp_path):
     workdir = tmp_path / "run"
-    first, second = finish(*start_together(*SETTINGS, f"--workdir={workdir}", count=2, folder=tmp_path))
+    first, second = finish(
+        *start_together(*SETTINGS, PATIENT, f"--workdir={workdir}", count=2, folder=tmp_path)
+    )
     check_equal(workdir, alone)
     assert results(workdir)[0]["devices"] == "cpu x 4"
     assert "sampling:" in first
@@ -122,7 +125,7 @@ def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path
     """Processes that JAX finds by Slurm's variables."""
     before = figures(alone)
     job = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost"}
-    other = [*SETTINGS, "--config.solver.num_steps=6", f"--workdir={alone}", "--multihost"]
+    other = [*SETTINGS, "--config.solver.num_steps=6", f"--workdir={alone}", PATIENT, "--multihost"]
     started = []
     for i in ("0", "1"):
         task = {"SLURM_NTASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}
@@ -137,13 +140,13 @@ def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path
 def test_any_number_of_processes_makes_what_one_makes(alone, tmp_path, count):
     """Eight are more than there are shards."""
     workdir = tmp_path / "run"
-    finish(*start_together(*SETTINGS, f"--workdir={workdir}", count=count, folder=tmp_path))
+    finish(*start_together(*SETTINGS, PATIENT, f"--workdir={workdir}", count=count, folder=tmp_path))
     check_equal(workdir, alone)
 
 
 @pytest.mark.slow
 def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, tmp_path):
-    workdir, settings = tmp_path / "run", [*SETTINGS, "--connect_seconds=30", f"--workdir={tmp_path}/run"]
+    workdir, settings = tmp_path / "run", [*SETTINGS, "--connect_seconds=60", f"--workdir={tmp_path}/run"]
     (first, _), *others = start_together(*settings, count=3, folder=tmp_path)
     wait_for_shards(workdir, 1, first)
     first.send_signal(signal.SIGKILL)
@@ -161,7 +164,7 @@ def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
     """Of any of them, at any moment; started again as another number of processes."""
     rng = random.Random(seed)
     workdir, killed = tmp_path / "run", rng.randrange(4)
-    settings = [*SETTINGS, "--connect_seconds=30", f"--workdir={workdir}"]
+    settings = [*SETTINGS, "--connect_seconds=60", f"--workdir={workdir}"]
     started = start_together(*settings, count=4, folder=tmp_path)
     wait_for_shards(workdir, rng.randint(0, 6), started[killed][0])
     time.sleep(rng.uniform(0, 1))
