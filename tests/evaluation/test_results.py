@@ -249,7 +249,7 @@ def some_samples(ids) -> Samples:
     return Samples(sample_ids=ids, images=images, nfe=counts, accepted=counts, rejected=counts, status=counts)
 
 
-def sampled_at_once(the_run, store):
+def sampled_at_once(the_run, store, processes):
     """In the place of sampling."""
     for ids in store.pending(the_run.config.eval.num_samples):
         store.add(some_samples(ids))
