@@ -59,12 +59,12 @@ def train(
     """
     # All that can be wrong with the config is found before the workdir is touched.
     settings.check(config, devices=jax.device_count())
-    sde = from_config(config.sde)
-    images = datasets.held(datasets.open_images(config.data))
-    step_fn = make_step(config, models.build(config), sde)
     remote = "://" in str(workdir)
     fix = "train in a local one, and copy the checkpoint to the store"
     require(not remote, "workdir", str(workdir), "a local folder to train in", fix)
+    sde = from_config(config.sde)
+    images = datasets.held(datasets.open_images(config.data))
+    step_fn = make_step(config, models.build(config), sde)
     workdir = Path(workdir).absolute()
     require(
         not workdir.is_file(),

@@ -6,14 +6,18 @@ python main.py --config=configs/vp/digits_adaptive.py
 from configs.ve.digits_adaptive import get_config as ve_config
 
 
-def get_config():
-    config = ve_config()
+def as_vp(config, *, checkpoint):
+    """A small VE network's config with all that VP changes in it."""
     config.sde.name = "vp"
     config.sde.eps = 1e-3
     config.solver.first_step = 0.01
     config.solver.eps_abs = 2 / 256
-    config.model.checkpoint = "assets/digits_vp"
+    config.model.checkpoint = checkpoint
     config.model.embedding_type = "positional"
     config.model.sigma_data = 1.0
     config.data.centered = True
     return config
+
+
+def get_config():
+    return as_vp(ve_config(), checkpoint="assets/digits_vp")

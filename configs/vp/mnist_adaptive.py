@@ -4,16 +4,8 @@ python main.py --config=configs/vp/mnist_adaptive.py
 """
 
 from configs.ve.mnist_adaptive import get_config as ve_config
+from configs.vp.digits_adaptive import as_vp
 
 
 def get_config():
-    config = ve_config()
-    config.sde.name = "vp"
-    config.sde.eps = 1e-3
-    config.solver.first_step = 0.01
-    config.solver.eps_abs = 2 / 256
-    config.model.checkpoint = "assets/mnist_vp"
-    config.model.embedding_type = "positional"
-    config.model.sigma_data = 1.0
-    config.data.centered = True
-    return config
+    return as_vp(ve_config(), checkpoint="assets/mnist_vp")
