@@ -25,8 +25,8 @@ from evaluation.inception_score import require_enough
 from evaluation.processes import ALONE, Processes
 from evaluation.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from models import checkpoints
-from sde_lib.checks import require, require_count
-from solvers.queues import lanes_for, require_shared
+from sde_lib.checks import require, require_count, require_shared
+from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
 BYTES = 24  # of a sample in its shard, beside the image: its id and four counts
@@ -83,7 +83,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
             for key in ("num_samples", "batch_size", "max_evaluations", "shard_size")
         }
     )
-    require_shared(config.eval.batch_size, jax.local_device_count(), name="config.eval.batch_size")
+    require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
     models.build(config)
     given = checkpoint or config.model.checkpoint
     require(

@@ -34,6 +34,12 @@ def require_count(**settings: Any) -> None:
         require(whole, name, value, "a whole number >= 1", f"set {name} to how many you want")
 
 
+def require_shared(name: str, value: int, number: int, sharers: str) -> None:
+    """Raises ValueError unless so many ``sharers``, such as devices, get as much of ``value`` each."""
+    fits = -(-value // number) * number
+    require(value == fits, name, value, f"a multiple of the {number} {sharers}", f"set it to {fits}")
+
+
 def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``; suggests the nearest."""
     choices = list(choices)

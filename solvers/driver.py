@@ -30,11 +30,11 @@ from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from sde_lib import SDE
-from sde_lib.checks import require, require_count
+from sde_lib.checks import require, require_count, require_shared
 from solvers.device_memory import Devices, out_of_memory_explained
 from solvers.interface import Solver, Status
 from solvers.lanes import AXIS, OWN, SHARED, VECTOR, Finished, ScoreFn, idle_lanes, run
-from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for, require_shared
+from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
 
 SECONDS_PER_CALL = 0.5  # how long the compiled loop runs before the host looks in
 MAX_EVALUATIONS = 100_000
@@ -208,7 +208,7 @@ def stream(
     """
     require_count(lanes=lanes, max_evaluations=max_evaluations)
     devices = _all_unless_named(devices)
-    require_shared(lanes, len(devices), name="lanes")
+    require_shared("lanes", lanes, len(devices), "devices")
     per_device = lanes // len(devices)
     queues = Queues(sample_ids, num_devices=len(devices), length=IDS_PER_LANE * per_device)
     if total is None and isinstance(sample_ids, Sequence | np.ndarray):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from sde_lib.checks import require, require_count
+from sde_lib.checks import require, require_count, require_shared
 
 # Ids as the caller gives them: all at once, or arrays of them one after the other.
 SampleIds = Sequence[int] | np.ndarray | Iterable[np.ndarray]
@@ -54,19 +54,8 @@ def lanes_for(num_samples: int, batch_size: int, num_devices: int, *, name: str 
         ValueError: for a batch size that the devices cannot share.
     """
     require_count(**{name: batch_size})
-    require_shared(batch_size, num_devices, name=name)
+    require_shared(name, batch_size, num_devices, "devices")
     return min(batch_size, -(-num_samples // num_devices) * num_devices)
-
-
-def require_shared(lanes: int, num_devices: int, *, name: str) -> None:
-    """Raises ValueError unless every device gets as many of the lanes."""
-    require(
-        lanes % num_devices == 0,
-        name,
-        lanes,
-        f"a multiple of the {num_devices} devices",
-        f"set it to {-(-lanes // num_devices) * num_devices}",
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

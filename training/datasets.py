@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from PIL import Image
 
-from sde_lib.checks import require, require_choice
+from sde_lib.checks import require, require_choice, require_shared
 from training import sources
 
 # Images up to this size together are decoded once and held; more are read as training comes to them
@@ -243,13 +243,7 @@ def batches(
     Raises:
         ValueError: for a batch that the processes cannot share evenly, or an image that is broken.
     """
-    require(
-        batch_size % processes == 0,
-        "config.training.batch_size",
-        batch_size,
-        f"a multiple of the {processes} processes",
-        f"set it to {-(-batch_size // processes) * processes}",
-    )
+    require_shared("config.training.batch_size", batch_size, processes, "processes")
     share = batch_size // processes
     mine = slice(process * share, (process + 1) * share)
     if images.array is not None:

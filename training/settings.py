@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sde_lib.checks import require
+from sde_lib.checks import require, require_shared
 
 _FILE = "training.json"
 
@@ -31,9 +31,7 @@ def check(config: Any, *, devices: int) -> None:
         require(
             value >= 1, f"config.training.{name}", value, "a whole number >= 1", f"set {name} to 1 or more"
         )
-    batch_size, up = training.batch_size, -(-training.batch_size // devices) * devices
-    allowed = f"a multiple of the {devices} devices"
-    require(batch_size == up, "config.training.batch_size", batch_size, allowed, f"set it to {up}")
+    require_shared("config.training.batch_size", training.batch_size, devices, "devices")
     for name in ("learning_rate", "gradient_clip"):
         value = training[name]
         holds = 0 < value < float("inf")
