@@ -58,6 +58,9 @@ COORDINATOR = flags.DEFINE_string(
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes were started together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 CONNECT_SECONDS = flags.DEFINE_float("connect_seconds", 50.0, "How long processes look for each other.")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "For --mode=eval and sample: record two seconds of it first, in WORKDIR/profile."
+)
 OF_ONE_MODE = {
     "sweep": "sweep",
     "out": "convert",
@@ -80,9 +83,16 @@ def main(argv: list[str]) -> None:
     several = MULTIHOST.value or any(
         flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
     )
-    shared = MODE.value in ("eval", "sample") and IMAGES.value is None
+    samples = MODE.value in ("eval", "sample") and IMAGES.value is None
     require(
-        shared or not several,
+        samples or not PROFILE.value,
+        "--profile",
+        PROFILE.value,
+        "--mode=eval or sample only, without --images: it records the sampling",
+        "drop it",
+    )
+    require(
+        samples or not several,
         "--mode",
         MODE.value,
         "eval or sample, without --images, for several processes: the others use the devices of one",
@@ -190,6 +200,10 @@ def sample(*, several: bool) -> None:
     prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
     folder = workdir(default_workdir(prepared.config_hash[:8]))
     scores = measures(CONFIG.value) if MODE.value == "eval" else {}
+    if PROFILE.value and processes.is_first:
+        from evaluation.profile import record_sampling
+
+        print(record_sampling(prepared, folder))
     result = run.sample_and_evaluate(prepared, folder, **scores, processes=processes)
     if not processes.is_first:
         return print(f"{processes.name} is done; process 0 wrote {folder}/results.jsonl")

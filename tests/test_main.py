@@ -1,5 +1,6 @@
 """main.py as users run it: every refusal says what, the value, what was allowed and the fix."""
 
+import gzip
 import json
 import os
 import shutil
@@ -55,6 +56,10 @@ def figures(result: dict) -> dict:
         (
             [VE, "--mode=evl"],
             "--mode = 'evl': allowed is one of 'eval', 'sample', 'sweep', 'reproduce', 'stats', 'train', ",
+        ),
+        (
+            [VE, "--mode=stats", "--profile"],
+            "--profile = True: allowed is --mode=eval or sample only, without --images: it records",
         ),
         ([VE, "extra"], "arguments = ['extra']: allowed is flags only;"),
         ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),
@@ -154,6 +159,25 @@ def test_sample_mode_needs_no_features(tmp_path):
     (result,) = results(tmp_path)
     assert result["fid"] is None
     assert result["nfe_mean"] == 6
+
+
+@pytest.mark.slow
+def test_a_profile_is_recorded_and_the_run_goes_on(workdir, tmp_path):
+    """Also of a run that has all its samples; whose figures and files stay as they were."""
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    done = run(VE, *QUICK, "--config.eval.num_samples=24", "--profile", f"--workdir={copy}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (copy / "profile" / "plugins" / "profile").iterdir()
+    assert f"xprof --logdir={copy}/profile" in done.stdout
+    assert f"{folder}/perfetto_trace.json.gz on https://ui.perfetto.dev" in done.stdout
+    (xplane,) = folder.glob("*.xplane.pb")
+    assert xplane.stat().st_size > 100_000
+    events = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))["traceEvents"]
+    # of the compiled loop on the devices: its program's name is in no event of the host's alone
+    assert any(event.get("args", {}).get("hlo_module") == "jit_run" for event in events)
+    assert "| operation " in done.stdout
+    assert results(copy) == results(workdir)
 
 
 @pytest.mark.slow
