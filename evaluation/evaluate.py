@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from evaluation import bootstrap
-from evaluation.features import FeatureNetwork
+from evaluation.features import FeatureNetwork, Features
 from evaluation.fid import (
     Extrapolation,
     Moments,
@@ -69,6 +69,7 @@ def evaluate(
     batch_size: int,
     evaluations_per_step: int,
     network: FeatureNetwork | None = None,
+    features_of: Callable[[Samples], Features] | None = None,
     reference: Moments | None = None,
     splits: int = 10,
     replicates: int = 0,
@@ -83,6 +84,8 @@ def evaluate(
         batch_size: that ``nfe_lockstep`` supposes; the samples do not depend on it.
         evaluations_per_step: the solver's; of the score, by an attempted step.
         network: for fid, is_mean and is_std; these are None without it.
+        features_of: gives the network's features [n, d] and logits [n, k] of a shard, as
+            ``evaluation.feature_store.FeatureStore.of`` does; by default the network is called.
         reference: moments of the network's features of the data; fid is None without it.
         splits: of the Inception Score.
         replicates: of a bootstrap, such as ``bootstrap.REPLICATES``, for the 95 % intervals fid_interval,
@@ -116,7 +119,7 @@ def evaluate(
         weights = bootstrap.weights(samples.sample_ids, replicates)
         counts.add(samples, weights)
         if network is not None:
-            features, logits = network(samples.images)
+            features, logits = features_of(samples) if features_of else network(samples.images)
             for measure in of_features:
                 measure.add(features, logits, weights)
         del samples  # before the next shard is read

@@ -8,6 +8,7 @@ preprocessing go into the identity of the moments (see evaluation/fid.py).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from evaluation import inception
 from models import classifier
 from sde_lib.checks import require, require_choice
 
+Features = tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k"]]  # and logits
 NAMES = (*classifier.CLASSIFIERS, *inception.FEATURES)
 
 
@@ -55,13 +57,20 @@ class FeatureNetwork:
     batch_size: int = 256
 
     def __call__(
-        self, images: UInt8[np.ndarray, "n h w c"] | UInt8[Array, "n h w c"]
-    ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k"]]:
+        self,
+        images: UInt8[np.ndarray, "n h w c"] | UInt8[Array, "n h w c"],
+        *,
+        after_batch: Callable[[int], object] | None = None,
+    ) -> Features:
         """Features [n, d] and logits [n, k] of any number of images, one batch at a time.
 
         A batch is spread over this process's devices. Images that are on a device already do not come back
         to the host. The last batch is filled up with copies of an image, so that one compiled program serves
         all images of a size.
+
+        Args:
+            images: on the host or on a device.
+            after_batch: called with the number of images in each batch that is done.
 
         Raises:
             ValueError: for images that are not uint8, or not of the shape that the network takes.
@@ -82,6 +91,8 @@ class FeatureNetwork:
             batch_features, batch_logits = _forward(self.forward, batch)
             features[start : start + count] = np.asarray(batch_features, np.float32)[:count]
             logits[start : start + count] = np.asarray(batch_logits, np.float32)[:count]
+            if after_batch is not None:
+                after_batch(count)
         return features, logits
 
     def check(self, images: np.ndarray | Array) -> None:

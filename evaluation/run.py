@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import solvers
 from evaluation import evaluate as figures
 from evaluation import plots, results
 from evaluation.bootstrap import REPLICATES
+from evaluation.feature_store import FeatureStore
 from evaluation.features import FeatureNetwork
 from evaluation.fid import Moments
 from evaluation.files import make_folder, read_file, require_writable
@@ -120,12 +123,14 @@ def sample_and_evaluate(
     """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
 
     Killed at any moment and called again it goes on from the shards that are there; a larger ``num_samples``
-    samples only what is missing. Called by several processes with one workdir, they share the sampling, and
-    of ``processes`` that know of each other the first alone measures: the others wait for its result.
+    samples only what is missing. Called by several processes with one workdir, they share the sampling and
+    the features, and of ``processes`` that know of each other the first alone makes the figures of these: the
+    others wait for its result.
 
     Args:
         run: from ``prepare``.
-        workdir: gets identity.json, samples/, samples.png and results.jsonl.
+        workdir: gets identity.json, samples/, samples.png, results.jsonl and, until the result is there,
+            features/.
         network: whose features FID and the Inception Score are of; without it there is neither.
         reference: moments of the data under that network; without them there is no FID.
         compared: gives features of ``config.eval.compared`` images of the data, for KID and its kin.
@@ -165,44 +170,52 @@ def sample_and_evaluate(
             fid_infinity=settings.fid_infinity and reference is not None,
         )
 
-    if (result := known()) is not None:
-        return result
-    folder = workdir / "samples"
-    with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
-        cost = _sample_missing(run, store, processes)
-    if not processes.is_first:
-        return processes.wait_for(known, what=f"a result in {workdir}/results.jsonl")
-    if (result := known()) is not None:  # of another process, which was faster
-        return result
-    measured = figures.evaluate(
-        store.shards(settings.num_samples),
-        num_samples=settings.num_samples,
-        batch_size=settings.batch_size,
-        evaluations_per_step=run.solver.evaluations_per_step,
-        network=network,
-        reference=reference,
-        replicates=REPLICATES,
-        fid_infinity=settings.fid_infinity,
-        compared=compared,
-    )
-    solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-    line = results.Result.of(
-        measured,
-        config_hash=run.config_hash,
-        checkpoint_sha256=run.identity["checkpoint_sha256"],
-        git_commit=results.git_commit(),
-        features=features,
-        reference=compared_to,
-        devices=results.devices(),
-        versions=results.versions(),
-        extra={"config": run.name, **solver, **run.weights},
-        **cost,
-    )
-    first = next(store.shards(min(PICTURED, settings.num_samples)))
-    plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
     if (result := known()) is None:
-        results.append(workdir, line)
-    return result or results.read(workdir)[-1]
+        folder = workdir / "samples"
+        with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
+            cost = _sample_missing(run, store, processes)
+        features_of = None
+        if network is not None:
+            kept = FeatureStore(workdir / "features", network=network, samples=store)
+            kept.fill(settings.num_samples, needed=lambda: known() is None, processes=processes)
+            features_of = kept.of
+        if not processes.is_first:
+            result = processes.wait_for(known, what=f"a result in {workdir}/results.jsonl")
+        elif (result := known()) is None:  # nor has another process been faster
+            measured = figures.evaluate(
+                store.shards(settings.num_samples),
+                num_samples=settings.num_samples,
+                batch_size=settings.batch_size,
+                evaluations_per_step=run.solver.evaluations_per_step,
+                network=network,
+                features_of=features_of,
+                reference=reference,
+                replicates=REPLICATES,
+                fid_infinity=settings.fid_infinity,
+                compared=compared,
+            )
+            solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
+            line = results.Result.of(
+                measured,
+                config_hash=run.config_hash,
+                checkpoint_sha256=run.identity["checkpoint_sha256"],
+                git_commit=results.git_commit(),
+                features=features,
+                reference=compared_to,
+                devices=results.devices(),
+                versions=results.versions(),
+                extra={"config": run.name, **solver, **run.weights},
+                **cost,
+            )
+            first = next(store.shards(min(PICTURED, settings.num_samples)))
+            plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
+            if (result := known()) is None:
+                results.append(workdir, line)
+                result = results.read(workdir)[-1]
+    # by each process, as one that is slower may have made it again
+    with contextlib.suppress(Exception):  # what stays is no harm
+        (workdir / "features").rmtree(missing_ok=True)
+    return result
 
 
 def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[str, Any]:
@@ -213,24 +226,19 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
     require_writable(store.folder, size=missing * (math.prod(run.image_shape) + BYTES))
     if missing == 0:
         return nothing
-    parts = []
-    for part in solvers.stream(
+    draw = functools.partial(
+        solvers.stream,
         models.load_score_fn(run.config, run.checkpoint),
         run.sde,
         run.solver,
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
-        # a shard's ids after another's, each as the folder is when the devices are about to need it
-        sample_ids=store.pending(settings.num_samples, process=processes.index, processes=processes.count),
         lanes=lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count()),
-        total=-(-missing // processes.count),  # of this process, about
         output=GREY_LEVELS[run.config.data.centered],
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
-        progress=processes.is_first,
-    ):
-        store.add(Samples.of(part))
-        parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
+    )
+    parts = fill(store, settings.num_samples, draw=draw, processes=processes)
     if not parts:  # other processes were faster
         return nothing
     useful = sum(int(part.nfe.sum()) for part in parts)
@@ -240,6 +248,34 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
         "samples_per_second": sampled / sum(part.seconds_sampling for part in parts),
         "seconds_compile": sum(part.seconds_compile for part in parts),
     }
+
+
+def fill(
+    store: SampleStore,
+    num_samples: int,
+    *,
+    draw: Callable[..., Iterator[solvers.Solution]],
+    processes: Processes = ALONE,
+) -> list[solvers.Solution]:
+    """Samples what a store lacks, this process its share; returns what that took, without the images.
+
+    Args:
+        store: gets the samples.
+        num_samples: to be in it at the end.
+        draw: ``solvers.stream`` but for sample_ids, total and progress; its output has to be uint8.
+        processes: those that share the work, and take over what one of them leaves that dies.
+    """
+    parts = []
+    while store.any_left(num_samples, seconds=processes.seconds):
+        for part in draw(
+            # a shard's ids after another's, each as the folder is when the devices are about to need it
+            sample_ids=store.pending(num_samples, process=processes.index, processes=processes.count),
+            total=-(-len(store.missing(num_samples)) // processes.count),  # of this process, about
+            progress=processes.is_first,
+        ):
+            store.add(Samples.of(part))
+            parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
+    return parts
 
 
 def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int, solvers.ScoreFn], None]:

@@ -6,22 +6,18 @@ larger one adds what it lacks, and numbers computed shard by shard in id order d
 interruptions. A shard is whole or not there (evaluation/files.py); one that a broken disk tore, or that
 another config left, is found by its checksum or its identity, and made again.
 
-Several processes may work in one folder, started by hand or by a scheduler, with nothing between them but
-its files: they share the shards by claims (see ``SampleStore.pending``), and what two of them make twice on
-machines of one kind is the same. The store looks at the folder again whenever it says what is there.
+Several processes may work in one folder, started by hand or by a scheduler: they share the shards by claims
+(evaluation/claims.py), and what two of them make twice on machines of one kind is the same. The store looks
+at the folder again whenever it says what is there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import io
 import itertools
-import random
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -31,17 +27,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from evaluation.files import (
-    atomic_file,
-    create,
-    explained,
-    is_gone,
-    make_folder,
-    owner,
-    read_file,
-    remove_unfinished,
-    version,
-)
+from evaluation.archives import pack, unpack
+from evaluation.claims import Claims
+from evaluation.files import atomic_file, explained, make_folder, read_file, version
 from sde_lib.checks import require
 from solvers import Solution
 
@@ -113,42 +101,15 @@ def joined(*parts: Samples) -> Samples:
     return together[rows]
 
 
-DIGITS = 64  # of a SHA-256
-
-
-def pack(samples: Samples, *, identity: str, shard_size: int) -> bytes:
-    """A shard as a file: an .npz archive whose comment, its last 64 bytes, is the SHA-256 of all before."""
-    archive = io.BytesIO()
-    arrays = {name: getattr(samples, name) for name in FIELDS}
-    np.savez(archive, allow_pickle=False, identity=identity, shard_size=shard_size, **arrays)
-    content = archive.getbuffer()
-    content[-2:] = DIGITS.to_bytes(2, "little")  # an archive ends with the length of its comment, 0 so far
-    return b"".join([content, hashlib.sha256(content).hexdigest().encode()])
-
-
-def unpack(content: bytes) -> tuple[Samples, str, int]:
-    """The samples, identity and shard size in a file of ``pack``.
-
-    Raises:
-        ValueError: if a single bit of it is not as it was written.
-    """
-    archive, digest = memoryview(content)[:-DIGITS], content[-DIGITS:]
-    if hashlib.sha256(archive).hexdigest().encode() != digest:
-        raise ValueError("its checksum does not hold")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    identity, shard_size = str(arrays.pop("identity")), int(arrays.pop("shard_size"))
-    return Samples(**arrays), identity, shard_size
-
-
 class SampleStore:
     """The samples of one config in a folder, to which other processes may be adding too.
 
     Use it as a context manager: leaving it, also by Ctrl-C, writes the finished samples of unfinished shards.
 
         with SampleStore(workdir / "samples", identity=config_hash, shard_size=1024) as store:
-            for ids in store.pending(num_samples):
-                store.add(…)  # the samples with these ids, in any order and in any pieces
+            while store.any_left(num_samples):
+                for ids in store.pending(num_samples):
+                    store.add(…)  # the samples with these ids, in any order and in any pieces
         for shard in store.shards(num_samples):
             …
 
@@ -171,7 +132,7 @@ class SampleStore:
         self._seen: dict[int, tuple[Hashable, np.ndarray]] = {}  # version of each shard's file, ids in it
         self._finished: dict[int, Samples] = {}  # samples of each shard that are not on the disk yet
         self._foreign: set[int] = set()
-        self._claims: set[int] = set()  # shards that this process took
+        self._claims = Claims(self.folder)
 
     def __enter__(self) -> SampleStore:
         return self
@@ -189,39 +150,33 @@ class SampleStore:
 
     def missing(self, num_samples: int) -> Int[np.ndarray, " m"]:
         """Ids below ``num_samples`` that nobody has finished by now, ascending."""
-        parts = [self._missing(number, num_samples) for number in self._numbers(num_samples)]
+        parts = [self._missing(number, num_samples) for number in self.numbers(num_samples)]
         return np.concatenate([np.empty(0, int), *parts])
+
+    def any_left(self, num_samples: int, *, seconds: float = 0.0) -> bool:
+        """Whether ``pending`` has ids to give; what was finished here is written first.
+
+        Args:
+            num_samples: the ids are below it.
+            seconds: where other processes have taken all that is missing, it waits until they have finished
+                it, or one of them has shown no sign of life for so long.
+        """
+        self.flush()
+        return self._claims.any_left(self.numbers(num_samples), self._lacks(num_samples), seconds=seconds)
 
     def pending(
         self, num_samples: int, *, process: int = 0, processes: int = 1
     ) -> Iterator[Int[np.ndarray, " m"]]:
-        """Yields the ids to be sampled, of a shard at a time, as the folder is when each is asked for.
-
-        A shard is taken by a file beside it, the claim, which goes when the shard is complete. A claim is
-        advice: shards that other processes took come last, and if they are missing even then, they are
-        sampled all the same. So nobody waits for a process that died, and at worst some of the last shards
-        are made by two. Claims of this machine's dead processes are removed at the start.
+        """Yields the ids to be sampled of a shard that nobody has taken, as it is when the next is asked for.
 
         Args:
             num_samples: the ids are below it.
             process, processes: which process this is of how many that were started together, each of which
                 begins with shards of its own.
         """
-        self._remove_leftovers()
-        numbers = sorted(self._numbers(num_samples), key=lambda number: (number - process) % processes)
-        taken = []
-        for number in numbers:
-            ids = self._missing(number, num_samples)
-            if len(ids) and self._claim(number):
-                yield ids
-            elif len(ids):
-                taken.append(number)
-        # in an order of its own: those that are left share the shards of those that are gone
-        random.Random(owner()).shuffle(taken)
-        for number in taken:
-            ids = self._missing(number, num_samples)
-            if len(ids):
-                yield ids
+        numbers, lacks = self.numbers(num_samples), self._lacks(num_samples)
+        for number in self._claims.take(numbers, lacks, process=process, processes=processes):
+            yield self._missing(number, num_samples)
 
     def add(self, samples: Samples) -> None:
         """Takes finished samples in any order; a shard is written as soon as it is complete.
@@ -232,6 +187,7 @@ class SampleStore:
             OSError: for a disk that refuses the shard, with path, reason and fix. The samples stay in memory,
                 and ``flush`` tries again.
         """
+        self._claims.renew()
         numbers = samples.sample_ids // self.shard_size
         for number in np.unique(numbers).tolist():
             finished = [self._finished[number]] if number in self._finished else []
@@ -246,11 +202,9 @@ class SampleStore:
         Raises:
             OSError: for a disk that refuses a shard, with path, reason and fix.
         """
-        done = sorted({*self._finished, *self._claims})
         for number in sorted(self._finished):
             self._write(number)
-        for number in done:
-            self._release(number)
+        self._claims.release_all()
 
     def shards(self, num_samples: int) -> Iterator[Samples]:
         """The samples 0 to ``num_samples`` − 1 in the order of their ids, a shard at a time.
@@ -267,10 +221,15 @@ class SampleStore:
             f"none of {num_samples} in {self.folder}",
             "run the same command again, which samples these",
         )
-        for number in self._numbers(num_samples):
-            yield self._part(number, num_samples)  # and nothing here keeps it
+        for number in self.numbers(num_samples):
+            yield self.shard(number, num_samples)  # and nothing here keeps it
 
-    def _part(self, number: int, num_samples: int) -> Samples:
+    def shard(self, number: int, num_samples: int) -> Samples:
+        """The samples of one shard, of those below ``num_samples``.
+
+        Raises:
+            ValueError: if the shard is torn or not there.
+        """
         samples = self._read(number)
         if samples is None:
             raise ValueError(
@@ -279,11 +238,15 @@ class SampleStore:
             )
         return samples[samples.sample_ids < num_samples]
 
-    def _numbers(self, num_samples: int) -> range:
+    def numbers(self, num_samples: int) -> range:
+        """Of the shards of the samples below ``num_samples``."""
         return range(-(-num_samples // self.shard_size))
 
     def _path(self, number: int) -> epath.Path:
         return self.folder / f"shard_{number:06d}.npz"
+
+    def _lacks(self, num_samples: int) -> Callable[[int], bool]:
+        return lambda number: len(self._missing(number, num_samples)) > 0
 
     def _missing(self, number: int, num_samples: int) -> Int[np.ndarray, " m"]:
         """The ids of a shard that are neither in its file by now nor finished here."""
@@ -313,10 +276,11 @@ class SampleStore:
                 with explained("write", path):
                     path.rename(_unused(path, ".foreign"))
             with atomic_file(path) as file:
-                file.write(pack(samples, identity=self.identity, shard_size=self.shard_size))
+                arrays = {name: getattr(samples, name) for name in FIELDS}
+                file.write(pack({"identity": self.identity, "shard_size": self.shard_size, **arrays}))
         del self._finished[number]
         if len(np.union1d(stored, samples.sample_ids)) == self.shard_size:
-            self._release(number)
+            self._claims.release(number)
 
     def _read(self, number: int) -> Samples | None:
         """A shard of this run; None if there is none, and, with a warning, if it is torn or foreign."""
@@ -325,10 +289,11 @@ class SampleStore:
         if (content := read_file(path)) is None:
             return None
         try:
-            samples, identity, shard_size = unpack(content)
+            arrays = unpack(content)
         except ValueError as error:
             warnings.warn(f"{path} is torn ({error}): its samples are made again", stacklevel=2)
             return None
+        identity, shard_size = str(arrays.pop("identity")), int(arrays.pop("shard_size"))
         if identity != self.identity:
             warnings.warn(
                 f"{path} is of another run (identity {identity}, here {self.identity}): its samples are "
@@ -344,34 +309,7 @@ class SampleStore:
             f"{shard_size}, the size of the shards in {self.folder}",
             f"set it back to {shard_size}, or take another --workdir",
         )
-        return samples
-
-    def _claim_path(self, number: int) -> epath.Path:
-        return self._path(number).with_suffix(".claim")
-
-    def _claim(self, number: int) -> bool:
-        """Takes a shard, unless another process has."""
-        make_folder(self.folder)
-        if number not in self._claims and not create(self._claim_path(number), owner()):
-            return False
-        self._claims.add(number)
-        return True
-
-    def _release(self, number: int) -> None:
-        """Removes the claim on a shard, whoever made it."""
-        self._claims.discard(number)
-        with contextlib.suppress(
-            Exception
-        ):  # a store's client has errors of its own; one that stays is no harm
-            self._claim_path(number).unlink(missing_ok=True)
-
-    def _remove_leftovers(self) -> None:
-        """Removes what this machine's dead processes left: unfinished files and claims."""
-        remove_unfinished(self.folder)
-        for path in self.folder.glob("shard_*.claim"):
-            with contextlib.suppress(Exception):  # gone meanwhile
-                if is_gone(path.read_text()):
-                    path.unlink()
+        return Samples(**arrays)
 
 
 def _unused(path: epath.Path, ending: str) -> epath.Path:

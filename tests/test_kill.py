@@ -121,6 +121,7 @@ def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
     assert shards(workdir) == kept
     assert contents(workdir) == contents(whole.workdir)
     assert figures(workdir) == figures(whole.workdir)
+    assert not (workdir / "features").exists()
 
 
 def test_a_run_killed_three_times_ends_as_one_that_was_not(whole, tmp_path):

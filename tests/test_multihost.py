@@ -66,6 +66,7 @@ def check_equal(workdir: Path, alone: Path) -> None:
     assert figures(workdir) == figures(alone)
     assert (workdir / "samples.png").exists()
     assert not list(workdir.glob("samples/*.claim"))
+    assert not (workdir / "features").exists()
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,16 @@ def test_two_processes_make_what_one_makes(alone, tmp_path):
     assert "sampling:" not in second  # one progress bar
     assert "FID" in first
     assert f"process 1 of 2 is done; process 0 wrote {workdir}/results.jsonl" in second
+
+
+@pytest.mark.slow
+def test_more_processes_than_samples_end_well(tmp_path):
+    settings = [*QUICK, "--mode=sample", "--config.eval.num_samples=1", f"--workdir={tmp_path}/run"]
+    _, second = finish(*start_together(*settings, PATIENT, count=2, folder=tmp_path))
+    assert "process 1 of 2 is done" in second
+    (result,) = results(tmp_path / "run")
+    assert result["num_samples"] == 1
+    assert list(shards(tmp_path / "run")) == ["shard_000000.npz"]
 
 
 def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
@@ -148,7 +159,7 @@ def test_any_number_of_processes_makes_what_one_makes(alone, tmp_path, count):
 def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, tmp_path):
     workdir, settings = tmp_path / "run", [*SETTINGS, "--connect_seconds=60", f"--workdir={tmp_path}/run"]
     (first, _), *others = start_together(*settings, count=3, folder=tmp_path)
-    wait_for_shards(workdir, 1, first)
+    wait_for_files(workdir, 1, first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     for said in finish(*others, status=2):
@@ -161,12 +172,12 @@ def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
-    """Of any of them, at any moment; started again as another number of processes."""
+    """Of any of them, at any moment of the sampling or the features; again as another number of processes."""
     rng = random.Random(seed)
     workdir, killed = tmp_path / "run", rng.randrange(4)
     settings = [*SETTINGS, "--connect_seconds=60", f"--workdir={workdir}"]
     started = start_together(*settings, count=4, folder=tmp_path)
-    wait_for_shards(workdir, rng.randint(0, 6), started[killed][0])
+    wait_for_files(workdir, rng.randint(0, 14), started[killed][0])
     time.sleep(rng.uniform(0, 1))
     started[killed][0].send_signal(signal.SIGKILL)
     started[killed][0].wait()
@@ -177,9 +188,13 @@ def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
     check_equal(workdir, alone)
 
 
-def wait_for_shards(workdir: Path, number: int, process: subprocess.Popen) -> None:
+def wait_for_files(workdir: Path, number: int, process: subprocess.Popen) -> None:
+    """Until there are so many shards of samples, and then of features, or the process is done."""
     deadline = time.monotonic() + LONGEST
-    while len(list(workdir.glob("samples/shard_*.npz"))) < number:
-        assert process.poll() is None
+    while process.poll() is None:
+        found = [*workdir.glob("samples/shard_*.npz"), *workdir.glob("features/*/shard_*.npz")]
+        if len(found) >= number:
+            return
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    assert process.wait() == 0
