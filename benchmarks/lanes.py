@@ -110,7 +110,14 @@ def timed(ways: list[Callable[..., Any]], count: int, size: int) -> list[tuple[A
 def continuous(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -> tuple[int, np.ndarray]:
     """(network calls, samples) of the driver."""
     solution = solvers.sample(
-        score_fn, sde, solver, key=jax.random.key(0), shape=SHAPE, num_samples=count, batch_size=size
+        score_fn,
+        sde,
+        solver,
+        key=jax.random.key(0),
+        shape=SHAPE,
+        num_samples=count,
+        batch_size=size,
+        devices=jax.local_devices()[:1],  # as the lockstep batches
     )
     return solution.network_calls, solution.x
 

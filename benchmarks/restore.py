@@ -1,6 +1,6 @@
 """How long a published-format checkpoint takes to restore, and how much memory.
 
-python benchmarks/restore.py [--config=configs/ve/cifar10_adaptive.py] [--json=FILE]
+python -m benchmarks.restore [--config configs/ve/cifar10_adaptive.py] [--json FILE]
 
 Makes a training state of the config's model with random weights in the published JAX format (about 1 GB for
 CIFAR-10, in a temporary folder), restores it to a score function in a process of its own, and prints seconds,
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
@@ -38,8 +37,9 @@ def main() -> None:
         path = Path(folder) / "checkpoint_1"
         write_training_state(load_config(arguments.config), path)
         file_mb = path.stat().st_size / 1e6
-        command = [sys.executable, __file__, f"--config={arguments.config}", f"--restore={path}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        flags = [f"--config={arguments.config}", f"--restore={path}"]
+        command = [sys.executable, "-m", "benchmarks.restore", *flags]
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures = {"file_mb": file_mb, **json.loads(done.stdout)}
     figures["peak_over_file"] = figures["peak_mb"] / file_mb
     for name, value in figures.items():

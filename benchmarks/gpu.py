@@ -1,0 +1,293 @@
+"""The full-size CIFAR-10 networks on one GPU or TPU: their rate, the driver's, and what takes longest.
+
+bash benchmarks/gpu.sh [OUT.json]
+python -m benchmarks.gpu [--json FILE] [--seconds 480] [--tiny]
+
+For ve/cifar10 and vp/cifar10, with random weights, on one device, in bfloat16 unless said otherwise:
+
+    matmul.bfloat16.tflops      what the card does in one large matrix product (10^12 multiplications and
+    matmul.float32.tflops       additions a second), as JAX multiplies by default
+    <network>.bfloat16.batch_size                   at which it was fastest: doubled until that gains little
+    <network>.bfloat16.evaluations_per_second       images a second of the network alone, in a bare loop
+    <network>.bfloat16.share_of_matmul              its multiplications and additions, those of convolutions
+                                                    and matrix products alone, over matmul.bfloat16.tflops
+    <network>.float32.…                             the same in float32, over the same bfloat16 rate
+    <network>.overhead                              the driver's time over the bare loop's, less 1
+    <network>.samples_per_second, nfe_mean,         the paper's solver at eps_rel 0.05, with no sample of more
+        lane_utilization                            than 200 evaluations (random weights may need fewer)
+    <network>.batch_size                            of all these, and of the profile: half, or half of that,
+                                                    where the driver does not fit into the memory
+
+The file also holds the ten longest kernels of a profile ("longest") with seconds and share, and what was left
+out. A part that is likely to end after --seconds is left out; one that fails does not keep the others from
+running. --tiny takes a small network, for a test on any machine.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import models
+import sde_lib
+from benchmarks.convolution import operations, seconds
+from benchmarks.driver import bare_loop, compared, drawn
+from benchmarks.report import machine, write_json
+from configs.ve.cifar10_adaptive import get_config as ve_config
+from configs.vp.cifar10_adaptive import get_config as vp_config
+from evaluation.profile import longest_operations, recorded
+from evaluation.tables import markdown
+
+NETWORKS = {"ve_cifar10": ve_config, "vp_cifar10": vp_config}
+FIRST_BATCH, LARGEST_BATCH = 64, 4096
+LITTLE = 1.03  # how much faster twice the batch has to be
+EPS_REL = 0.05
+MAX_EVALUATIONS = 200
+FEW_EVALUATIONS = 20  # for the overhead and the profile
+TURNS = 3
+SIDE = 8192  # of the matrices
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The full-size CIFAR-10 networks on one GPU or TPU")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--tiny", action="store_true", help="a small network, on any machine")
+    parsed = parser.parse_args(arguments)
+    if jax.default_backend() == "cpu" and not parsed.tiny:
+        parser.error(
+            "devices = CPUs alone: allowed is a machine with a GPU or TPU that JAX sees; install "
+            "requirements-cuda.txt or requirements-tpu.txt there, or try --tiny here"
+        )
+    print(machine(), flush=True)
+    parts = Parts(seconds=parsed.seconds, path=parsed.json)
+    parts.run("matmul", lambda: matmul(256 if parsed.tiny else SIDE))
+    first_batch = 2 if parsed.tiny else FIRST_BATCH
+    for name in NETWORKS:
+        first_batch = measure(parts, name, first_batch=first_batch, tiny=parsed.tiny)
+    print(parts.summary())
+    return 1 if parts.failed else 0
+
+
+class Parts:
+    """What runs while there is time, and what it found, which is on the disk after each part."""
+
+    def __init__(self, *, seconds: float, path: Path | None) -> None:
+        self.figures: dict[str, float] = {}
+        self.longest: dict[str, list[list[Any]]] = {}  # by network: kernel, seconds, share
+        self.left_out: list[str] = []
+        self.failed: dict[str, str] = {}
+        self._end = time.perf_counter() + seconds
+        self._longest_part = 0.0  # compiling takes most of every part
+        self._path = path
+
+    def run(self, name: str, part: Callable[[], dict[str, float]], *, seconds: float = 0.0) -> bool:
+        """Whether a part, which takes at least so many seconds, ran and did not fail."""
+        start = time.perf_counter()
+        needed, left = max(seconds, self._longest_part), self._end - start
+        if needed > left:
+            print(f"{name}: left out, as it may take {needed:.0f} s and {left:.0f} s are left", flush=True)
+            self.left_out.append(name)
+            self._write()
+            return False
+        try:
+            figures = part()
+        except Exception as error:  # whatever a card or its driver refuses: the other parts are worth having
+            traceback.print_exc()
+            self.failed[name] = f"{type(error).__name__}: {error}"
+            figures = {}
+        took = time.perf_counter() - start
+        self._longest_part = max(self._longest_part, took)
+        self.figures |= figures
+        self._write()
+        values = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items()) or "failed"
+        print(f"{name}: {values} ({took:.0f} s)", flush=True)
+        return name not in self.failed
+
+    def summary(self) -> str:
+        """All figures and kernels, for people."""
+        tables = [markdown(["figure", "value"], [[name, f"{it:.4g}"] for name, it in self.figures.items()])]
+        for name, kernels in self.longest.items():
+            rows = [[kernel, f"{of_it:.4f}", f"{share:.1%}"] for kernel, of_it, share in kernels]
+            tables.append(markdown([f"kernels of {name}", "seconds", "share"], rows))
+        tables += [f"left out: {name}" for name in self.left_out]
+        tables += [f"FAILED: {name}: {error}" for name, error in self.failed.items()]
+        return "\n\n".join(tables)
+
+    def _write(self) -> None:
+        if self._path:
+            details = {"longest": self.longest, "left_out": self.left_out, "failed": self.failed}
+            write_json(self._path, self.figures, details)
+
+
+def measure(parts: Parts, name: str, *, first_batch: int, tiny: bool) -> int:
+    """All of one network; returns its best batch, at which the next one's search starts."""
+    rates: dict[int, float] = {}  # by batch, in bfloat16
+    config, other = (config_of(name, dtype, tiny=tiny) for dtype in ("bfloat16", "float32"))
+    networks: dict[str, Any] = {}
+
+    def weights() -> dict[str, float]:
+        params = jax.jit(lambda key: models.init_params(config, key))(jax.random.key(0))
+        for of_dtype in (config, other):
+            sde = sde_lib.from_config(of_dtype.sde)
+            networks[of_dtype.model.dtype] = models.score_fn(of_dtype, sde, params)
+        return {f"{name}.weights": sum(leaf.size for leaf in jax.tree.leaves(params))}
+
+    if not parts.run(f"{name}, random weights", weights):
+        return first_batch
+    score_fn = networks["bfloat16"]
+
+    def search(size: int) -> dict[str, float]:
+        try:
+            rates[size] = evaluations_per_second(score_fn, config, size)
+        except jax.errors.JaxRuntimeError as error:
+            if not of_memory(error):
+                raise
+            print(f"{name}: a batch of {size} does not fit")
+            return {}
+        best = max(rates, key=rates.__getitem__)
+        return of_rate(f"{name}.bfloat16", best, rates[best])
+
+    def of_rate(prefix: str, size: int, rate: float) -> dict[str, float]:
+        figures = {f"{prefix}.batch_size": size, f"{prefix}.evaluations_per_second": rate}
+        if of_card := parts.figures.get("matmul.bfloat16.tflops"):
+            share = rate * operations_of_one(score_fn, config) / (of_card * 1e12)
+            figures[f"{prefix}.share_of_matmul"] = share
+        return figures
+
+    for size in doubled(first_batch, 4 if tiny else LARGEST_BATCH):
+        before = max(rates.values(), default=0.0)
+        if not parts.run(f"{name} in bfloat16 at batch {size}", lambda size=size: search(size)):
+            break
+        if rates.get(size, 0.0) < LITTLE * before or size not in rates:
+            break
+    if not rates:
+        return first_batch
+    best = max(rates, key=rates.__getitem__)
+    lanes = best  # of the driver; fewer where it has no room for so many
+
+    def overhead() -> dict[str, float]:
+        nonlocal lanes
+        lanes, times = fitting(
+            lanes,
+            lambda size: compared(
+                score_fn,
+                config=config,
+                batch_size=size,
+                turns=TURNS,
+                num_samples=size,
+                max_evaluations=FEW_EVALUATIONS,
+            ),
+        )
+        return {f"{name}.batch_size": lanes, f"{name}.overhead": times["driver"] / times["bare loop"] - 1}
+
+    def draw(num_samples: int, max_evaluations: int) -> Any:
+        settings = {"num_samples": num_samples, "max_evaluations": max_evaluations}
+        return drawn(score_fn, config=config, batch_size=lanes, **settings)
+
+    def sampling() -> dict[str, float]:
+        solution = draw(2 * lanes, MAX_EVALUATIONS)
+        return {
+            f"{name}.samples_per_second": len(solution.nfe) / solution.seconds_sampling,
+            f"{name}.nfe_mean": float(solution.nfe.mean()),
+            f"{name}.lane_utilization": solution.lane_utilization,
+        }
+
+    def profile() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            with recorded(folder):
+                draw(lanes, FEW_EVALUATIONS)
+            kernels = longest_operations(folder)
+        if not kernels:
+            raise RuntimeError(
+                "the profile has no kernels: the card's driver may keep them to administrators"
+            )
+        parts.longest[name] = [[it.name, it.seconds, it.share] for it in kernels]
+        return {f"{name}.share_of_ten_longest": sum(it.share for it in kernels)}
+
+    def in_float32() -> dict[str, float]:
+        network = networks["float32"]
+        size, rate = fitting(best, lambda size: evaluations_per_second(network, other, size))
+        return of_rate(f"{name}.float32", size, rate)
+
+    if parts.run(f"{name}, the driver's overhead", overhead):
+        parts.run(f"{name}, samples", sampling, seconds=2 * lanes * MAX_EVALUATIONS / rates[best])
+        parts.run(f"{name}, profile", profile)
+    parts.run(f"{name} in float32", in_float32)
+    return best
+
+
+def matmul(side: int) -> dict[str, float]:
+    """10^12 multiplications and additions a second in a product of square matrices."""
+    figures = {}
+    for dtype in ("bfloat16", "float32"):
+        a = jnp.full((side, side), 1 / side, dtype)
+        product = jax.jit(jnp.matmul)
+        jax.block_until_ready(product(a, a))
+
+        def chain(calls: int = 20, a: jax.Array = a, product: Any = product) -> None:
+            b = a
+            for _ in range(calls):
+                b = product(a, b)
+            jax.block_until_ready(b)
+
+        best = min(seconds(chain) for _ in range(TURNS)) / 20
+        figures[f"matmul.{dtype}.tflops"] = 2 * side**3 / best / 1e12
+    return figures
+
+
+def evaluations_per_second(score_fn: Any, config: Any, batch_size: int) -> float:
+    """Images a second of a network, in the best of some loops of about a second each."""
+    loop = bare_loop(score_fn, config=config, batch_size=batch_size)
+    calls = max(3, min(200, math.ceil(1 / loop(3))))
+    return batch_size / min(loop(calls) for _ in range(TURNS))
+
+
+def operations_of_one(score_fn: Any, config: Any) -> float:
+    """Multiplications and additions for one image."""
+    size, channels = config.data.image_size, config.data.num_channels
+    return operations(score_fn, jnp.zeros((1, size, size, channels)), jnp.full(1, 0.5))
+
+
+def config_of(name: str, dtype: str, *, tiny: bool) -> Any:
+    config = NETWORKS[name]()
+    config.model.dtype = dtype
+    config.solver.eps_rel = EPS_REL
+    if tiny:
+        config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1,), 1
+        config.model.attn_resolutions, config.data.image_size = (), 8
+    return config
+
+
+def doubled(first: int, last: int) -> Iterator[int]:
+    while first <= last:
+        yield first
+        first *= 2
+
+
+def fitting(size: int, task: Callable[[int], Any]) -> tuple[int, Any]:
+    """The first of size, size/2, … that fits into the device's memory, and what the task makes of it."""
+    while True:
+        try:
+            return size, task(size)
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if size == 1 or not of_memory(error):
+                raise
+            size //= 2
+
+
+def of_memory(error: BaseException | None) -> bool:
+    """Whether it is the device's that ran out, said by JAX or, because of that, by the driver."""
+    return error is not None and ("RESOURCE_EXHAUSTED" in str(error) or of_memory(error.__cause__))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
