@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# All benchmarks, one after the other, each's figures as FOLDER/NAME.json, and all figures in one table at the end:
+#
+#     bash benchmarks/run_all.sh [FOLDER]         runs/benchmarks by default
+#
+# One that fails does not keep the others from running; the exit status says that it did. What benchmarks/README.md
+# says of the time adds up to hours, most of them of exact_score and beyond, which go on where they were when this is
+# killed and started again. ONLY="driver network" runs these alone. On a machine without an accelerator gpu is left out.
+set -euo pipefail
+folder=$(realpath -m "${1:-$(dirname "$0")/../runs/benchmarks}")
+cd "$(dirname "$0")/.."
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export PYTHON=$python
+mkdir -p "$folder"
+
+failed=""
+run() { # NAME COMMAND…
+    local name=$1
+    shift
+    case " ${ONLY:-$name} " in *" $name "*) ;; *) return 0 ;; esac
+    echo "== $name: $*"
+    local since=$SECONDS
+    "$@" || failed="$failed $name"
+    echo "== $name: $((SECONDS - since)) s"
+    echo
+}
+
+run driver "$python" -m benchmarks.driver --mnist --json "$folder/driver.json"
+run network "$python" -m benchmarks.network --json "$folder/network.json"
+run lanes "$python" -m benchmarks.lanes --json "$folder/lanes.json"
+run processes "$python" -m benchmarks.processes --json "$folder/processes.json"
+run evaluation "$python" -m benchmarks.evaluation --json "$folder/evaluation.json"
+run restore "$python" -m benchmarks.restore --json "$folder/restore.json"
+run real_images "$python" -m benchmarks.real_images --json "$folder/real_images.json"
+if "$python" -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; then
+    run gpu bash benchmarks/gpu.sh "$folder/gpu.json"
+else
+    echo "== gpu: left out, as JAX sees no accelerator here"
+fi
+run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
+run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"
+
+"$python" -m benchmarks.report "$folder"
+if [ -n "$failed" ]; then
+    echo "FAILED:$failed" >&2
+    exit 1
+fi
