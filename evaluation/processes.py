@@ -35,8 +35,9 @@ class Processes:
         index: of this one.
         count: of all that were started together.
         coordinator: HOST:PORT, at which process 0 answers as long as it lives.
-        seconds: for which it has to be silent to be taken for dead. What it wrote last is in sight by then
-            on file systems that remember for a while what they have seen, as NFS does.
+        seconds: for which process 0, or one that has taken shards (evaluation/claims.py), has to be silent to
+            be taken for dead. What it wrote last is in sight by then on file systems that remember for a
+            while what they have seen, as NFS does.
     """
 
     index: int = 0
@@ -46,7 +47,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process measures and reports."""
+        """Whether this process makes the figures and reports."""
         return self.index == 0
 
     @property

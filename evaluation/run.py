@@ -238,7 +238,7 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
     )
-    parts = fill(store, settings.num_samples, draw=draw, processes=processes)
+    parts = fill(store, settings.num_samples, draw=draw, processes=processes, progress=processes.is_first)
     if not parts:  # other processes were faster
         return nothing
     useful = sum(int(part.nfe.sum()) for part in parts)
@@ -256,6 +256,7 @@ def fill(
     *,
     draw: Callable[..., Iterator[solvers.Solution]],
     processes: Processes = ALONE,
+    progress: bool = False,
 ) -> list[solvers.Solution]:
     """Samples what a store lacks, this process its share; returns what that took, without the images.
 
@@ -264,6 +265,7 @@ def fill(
         num_samples: to be in it at the end.
         draw: ``solvers.stream`` but for sample_ids, total and progress; its output has to be uint8.
         processes: those that share the work, and take over what one of them leaves that dies.
+        progress: show a bar.
     """
     parts = []
     while store.any_left(num_samples, seconds=processes.seconds):
@@ -271,7 +273,7 @@ def fill(
             # a shard's ids after another's, each as the folder is when the devices are about to need it
             sample_ids=store.pending(num_samples, process=processes.index, processes=processes.count),
             total=-(-len(store.missing(num_samples)) // processes.count),  # of this process, about
-            progress=processes.is_first,
+            progress=progress,
         ):
             store.add(Samples.of(part))
             parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
