@@ -77,11 +77,11 @@ class DDPM(nn.Module):
         if self.conditional:
             embedding = layers.positional_embedding(label, self.nf)
             embedding = layers.dense(4 * self.nf)(embedding)
-            embedding = layers.dense(4 * self.nf)(nn.swish(embedding))
+            embedding = layers.dense(4 * self.nf)(layers.swish(embedding))
 
         # Down, keeping everything on the way
         x = x if self.centered else 2 * x - 1
-        skips = [layers.conv(self.nf, dtype=jnp.float32)(x)]
+        skips = [layers.Conv(self.nf, dtype=jnp.float32)(x)]
         levels = range(len(self.ch_mult))
         for level in levels:
             for _ in range(self.num_res_blocks):
@@ -103,5 +103,5 @@ class DDPM(nn.Module):
             if level > 0:
                 h = layers.Upsample(resampling_features(h), None, self.dtype)(h)
 
-        h = nn.swish(layers.group_norm(h.shape[-1], 32)(h))
-        return layers.conv(self.num_channels, init_scale=0.0, dtype=jnp.float32)(h)
+        h = layers.swish(layers.group_norm(h.shape[-1], 32)(h))
+        return layers.Conv(self.num_channels, init_scale=0.0, dtype=jnp.float32)(h)

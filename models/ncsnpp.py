@@ -105,8 +105,8 @@ class NCSNpp(nn.Module):
         x, label = jnp.asarray(x), jnp.asarray(label)
         # The parts, with what all of their kind share
         fir_kernel = self.fir_kernel if self.fir else None
-        conv = partial(layers.conv, dtype=self.dtype)
-        image_conv = partial(layers.conv, dtype=jnp.float32)  # few channels: exact at no cost
+        conv = partial(layers.Conv, dtype=self.dtype)
+        image_conv = partial(layers.Conv, dtype=jnp.float32)  # few channels: exact at no cost
         attend = partial(
             layers.AttnBlockpp, skip_rescale=self.skip_rescale, init_scale=self.init_scale, dtype=self.dtype
         )
@@ -123,7 +123,7 @@ class NCSNpp(nn.Module):
         down = partial(layers.Downsample, fir_kernel=fir_kernel, dtype=self.dtype)
 
         def activated(h: Array) -> Array:
-            return nn.swish(layers.group_norm(h.shape[-1], None)(h))
+            return layers.swish(layers.group_norm(h.shape[-1], None)(h))
 
         def resampling_features(h: Array) -> int | None:
             return h.shape[-1] if self.resamp_with_conv else None
@@ -135,7 +135,7 @@ class NCSNpp(nn.Module):
             embedding = layers.positional_embedding(label, self.nf)
         if self.conditional:
             embedding = layers.dense(4 * self.nf)(embedding)
-            embedding = layers.dense(4 * self.nf)(nn.swish(embedding))
+            embedding = layers.dense(4 * self.nf)(layers.swish(embedding))
         else:
             embedding = None
 

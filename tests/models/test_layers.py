@@ -62,9 +62,19 @@ def test_plain_resampling_repeats_and_averages():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions(size, stride):
     x, weight, bias = normal(0, 2, 6, 6, 4), normal(1, size, size, 4, 5), normal(2, 5)
-    module = layers.conv(5, size, stride=stride, dtype=jnp.float32)
+    module = layers.Conv(5, size, stride=stride, dtype=jnp.float32)
     fast = apply(module, {"kernel": weight, "bias": bias}, x)
     np.testing.assert_allclose(fast, slow.convolve(x, weight, stride) + bias, **TOLERANCE)
+
+
+def test_swish_and_its_derivative():
+    x = np.array([-1e30, -1000, -100, -20, -1, 0, 0.3, 20, 100, 1e30], np.float32)
+    exact = x.astype(np.float64)
+    sigmoid = 0.5 * (1 + np.tanh(exact / 2))
+    # a few roundings of float32; what is below 1e-30 may as well be 0
+    np.testing.assert_allclose(layers.swish(jnp.asarray(x)), exact * sigmoid, rtol=2e-6, atol=1e-30)
+    slope = sigmoid + exact * sigmoid * (1 - sigmoid)
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.swish))(jnp.asarray(x)), slope, rtol=2e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (24, 6), (32, 32), (256, 32)])
