@@ -36,10 +36,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import models
-import sde_lib
 from benchmarks.convolution import operations, seconds
-from benchmarks.driver import bare_loop, compared, drawn
+from benchmarks.driver import bare_loop, compared, drawn, random_network
 from benchmarks.report import machine, write_json
 from configs.ve.cifar10_adaptive import get_config as ve_config
 from configs.vp.cifar10_adaptive import get_config as vp_config
@@ -132,18 +130,7 @@ def measure(parts: Parts, name: str, *, first_batch: int, tiny: bool) -> int:
     """All of one network; returns its best batch, at which the next one's search starts."""
     rates: dict[int, float] = {}  # by batch, in bfloat16
     config, other = (config_of(name, dtype, tiny=tiny) for dtype in ("bfloat16", "float32"))
-    networks: dict[str, Any] = {}
-
-    def weights() -> dict[str, float]:
-        params = jax.jit(lambda key: models.init_params(config, key))(jax.random.key(0))
-        for of_dtype in (config, other):
-            sde = sde_lib.from_config(of_dtype.sde)
-            networks[of_dtype.model.dtype] = models.score_fn(of_dtype, sde, params)
-        return {f"{name}.weights": sum(leaf.size for leaf in jax.tree.leaves(params))}
-
-    if not parts.run(f"{name}, random weights", weights):
-        return first_batch
-    score_fn = networks["bfloat16"]
+    score_fn = random_network(config)
 
     def search(size: int) -> dict[str, float]:
         try:
@@ -214,7 +201,7 @@ def measure(parts: Parts, name: str, *, first_batch: int, tiny: bool) -> int:
         return {f"{name}.share_of_ten_longest": sum(it.share for it in kernels)}
 
     def in_float32() -> dict[str, float]:
-        network = networks["float32"]
+        network = random_network(other)
         size, rate = fitting(best, lambda size: evaluations_per_second(network, other, size))
         return of_rate(f"{name}.float32", size, rate)
 

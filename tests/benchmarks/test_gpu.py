@@ -8,7 +8,6 @@ import pytest
 from benchmarks.gpu import NETWORKS, Parts, fitting, main
 
 OF_A_NETWORK = [
-    "weights",
     "bfloat16.batch_size",
     "bfloat16.evaluations_per_second",
     "bfloat16.share_of_matmul",
@@ -46,7 +45,7 @@ def test_without_time_everything_is_left_out_and_said(tmp_path, capsys):
     assert main(["--tiny", "--seconds", "0", "--json", str(tmp_path / "gpu.json")]) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["figures"] == {}
-    assert report["left_out"] == ["matmul", *(f"{name}, random weights" for name in NETWORKS)]
+    assert report["left_out"] == ["matmul", *(f"{name} in bfloat16 at batch 2" for name in NETWORKS)]
     assert "matmul: left out, as it may take 0 s" in capsys.readouterr().out
 
 
