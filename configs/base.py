@@ -50,7 +50,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.snr = placeholder(float)  # of a Langevin step's noise: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
     solver.corrector_steps = placeholder(int)  # Langevin steps at each noise level
     solver.eta = placeholder(float)  # DDIM, AdaptiveExponential: 0 (ODE) to 1 (all of the noise)
-    solver.order = placeholder(int)  # DPM-Solver++, UniPC and AdaptiveExponential
+    solver.order = placeholder(int)  # DPM-Solver++ and UniPC
     solver.rtol = placeholder(float)  # RK45: relative tolerance
     solver.atol = placeholder(float)  # RK45: absolute tolerance, data units
     solver.churn = placeholder(float)  # EDM: S_churn, with noise from sigma/alpha churn_min to churn_max

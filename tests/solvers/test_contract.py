@@ -48,7 +48,7 @@ TABLE = {
     "adaptive_hold": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "hold"}),
     "adaptive_bridge": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "bridge"}),
     "adaptive_exponential": (AdaptiveExponential(), {"eps_rel": 0.05, "eta": 0.5}),
-    "adaptive_exponential_2": (AdaptiveExponential(order=2, eta=0.0), {"eps_rel": 0.05, "eta": 0.5}),
+    "adaptive_exponential_ode": (AdaptiveExponential(eta=0.0), {"eps_rel": 0.05, "eta": 0.5}),
     "euler_maruyama": (EulerMaruyama(num_steps=STEPS), {"num_steps": 5}),
     "reverse_diffusion": (ReverseDiffusion(num_steps=STEPS), {"num_steps": 5}),
     "ancestral": (AncestralSampling(num_steps=STEPS), {"num_steps": 5}),
