@@ -173,9 +173,7 @@ class AdaptiveExponential:
         last = h >= rest
         t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
         # 5. b²
-        moved, slope = now.denoised - state.history[0].denoised, now.slope() - state.history[0].slope()
-        fitted = inner_product(moved, slope) / jnp.maximum(sum_of_squares(slope), jnp.finfo(dtype).tiny)
-        variance = jnp.where(n > 0, jnp.maximum(fitted, 0), 0).astype(dtype)
+        variance = jnp.where(n > 0, fitted_variance(now, state.history[0]), 0).astype(dtype)
         # 6. y'
         evaluations = (now, *state.history)
         share = 1 / (1 + variance * jnp.exp(2 * now.log_snr))  # ς²/(b² + ς²)
@@ -185,11 +183,11 @@ class AdaptiveExponential:
             return -0.5 * jnp.log1p(share * jnp.expm1(-2 * distance))
 
         step = way(h)
-        c, noise_share = 1 + self.eta**2, self.eta**2
+        c, drift = 1 + self.eta**2, drift_of(self.eta)
         nodes = [way(each.log_snr - now.log_snr) / step for each in evaluations]
         values = [each.denoised - variance * each.slope() for each in evaluations]
         newest, *slopes = divided_differences(values, nodes, n)
-        differences = [newest, *((1 - noise_share) * slope for slope in slopes)]
+        differences = [newest, *(drift * slope for slope in slopes)]
         integrals = newton_moments(nodes, moments(c * step, ORDER + 1))
         products = [jnp.ones_like(h)]  # of 1 − s_i, where the next G comes in
         for node in nodes:
@@ -200,7 +198,7 @@ class AdaptiveExponential:
         y_next = (
             jnp.exp(-c * step) * y
             + sum(weight * d for weight, d in zip(integrals, differences, strict=False))
-            + deviation * jnp.sqrt(-jnp.expm1(-2 * noise_share * step)) * z
+            + deviation * jnp.sqrt(-jnp.expm1(-2 * self.eta**2 * step)) * z
         )
         # and what the next evaluation is compared with
         expected = sum(weight * d for weight, d in zip(products, differences, strict=False))
@@ -208,9 +206,9 @@ class AdaptiveExponential:
         integral, product = jnp.stack(integrals), jnp.stack(products)
         corrector = integral[p] / product[p]
         milne = jnp.abs(integral[p] - (1 - jnp.stack(nodes)[p - 1]) * integral[p - 1]) / product[p]
-        regression = c * _regression(2 * noise_share * step) * step
-        correction = (1 - noise_share) * corrector + noise_share * regression
-        error = (1 - noise_share) * milne + noise_share * regression / math.sqrt(3)
+        regression = c * step * regression_on_noise(2 * self.eta**2 * step)
+        correction = drift * corrector + (1 - drift) * regression
+        error = drift * milne + (1 - drift) * regression / math.sqrt(3)
         error *= STEPS ** (1 - self.eta) ** 2
 
         stuck = ~(t_next < t)  # NaN included
@@ -231,7 +229,19 @@ class AdaptiveExponential:
         )
 
 
-def _regression(a: Number) -> Number:
+def drift_of(eta: Scalar) -> Scalar:
+    """How far G drifts, over how far it would along the ODE."""
+    return 1 - eta**2
+
+
+def fitted_variance(now: Evaluation, before: Evaluation) -> Number:
+    """b², with which G moved least between two evaluations."""
+    moved, slope = now.denoised - before.denoised, now.slope() - before.slope()
+    fitted = inner_product(moved, slope) / jnp.maximum(sum_of_squares(slope), jnp.finfo(moved.dtype).tiny)
+    return jnp.maximum(fitted, 0)
+
+
+def regression_on_noise(a: Number) -> Number:
     """(1 − a/(e^a − 1))/a, which cancels for a to 0, where it is 1/2 − a/12."""
     safe = jnp.maximum(a, 0.05)
     return jnp.where(a < 0.05, 1 / 2 - a / 12, (1 - safe / jnp.expm1(safe)) / safe)

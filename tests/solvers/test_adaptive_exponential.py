@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from solvers import Status, sample
-from solvers.adaptive_exponential import AdaptiveExponential, _regression
+from solvers.adaptive_exponential import AdaptiveExponential, regression_on_noise
 from tests.problems import SDES, Gaussian
 
 STDS = np.array([0.05, 0.1, 0.3, 0.6])  # no single b is right for all of these
@@ -111,7 +111,9 @@ def test_the_correction_is_the_regression_on_the_noise(a):
     covariance = np.exp(-c * (length - u)) * variance(u)
     expected = np.sum(w * c * np.exp(-c * (length - u)) * covariance) / variance(length)
     with jax.enable_x64(True):
-        assert abs(_regression(jnp.float64(a)) - expected / (c * length)) < (2e-7 if a < 0.05 else 1e-12)
+        assert abs(regression_on_noise(jnp.float64(a)) - expected / (c * length)) < (
+            2e-7 if a < 0.05 else 1e-12
+        )
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
