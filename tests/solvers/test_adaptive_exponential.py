@@ -97,7 +97,7 @@ def test_gaussian_data_of_one_width_are_solved_exactly(sde, std):
 
 @pytest.mark.parametrize("a", [1e-4, 0.049, 0.051, 0.5, 3.0])
 def test_the_correction_is_the_regression_on_the_noise(a):
-    """Of c ∫ e^(−c (Δ − u)) N(u) du on N(Δ), for dN = −c N dμ + η e^(−μ) √2 dw from N(0) = 0, in units of c Δ.
+    """Of c ∫ e^(−c (Δ − u)) N(u) du on N(Δ) for dN = −c N dμ + η e^(−μ) √2 dw from 0, in units of c Δ.
 
     By quadrature, at η² = 0.6; a = 2 η² Δ, of which only the series near 0 leaves something out, a³/720.
     """
