@@ -354,13 +354,25 @@ def table(records: dict[Task, dict[str, float]], problems: Sequence[str]) -> str
     return "\n\n".join(parts)
 
 
+def line_of(row: str) -> str:
+    """What a row belongs to in the plot: its method, without the number of steps or the tolerance."""
+    name, _, setting = row.rpartition(", ")
+    return name if setting.isdecimal() or setting.startswith(("eps_rel", "tolerance")) else row
+
+
 def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[str]) -> None:
-    """The first number of each problem by NFE, a line for each method."""
-    figure = Figure(
-        figsize=(6 * min(3, len(problems)), 4.5 * -(-len(problems) // 3)), dpi=110, layout="constrained"
-    )
+    """A panel a problem: FID, or how wrong the residual variance is, by NFE; a line a method."""
+    columns = min(2, len(problems))
+    rows = -(-len(problems) // columns)
+    figure = Figure(figsize=(5.5 * columns + 2, 4 * rows), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(-(-len(problems) // 3), min(3, len(problems)), squeeze=False).flat
+    styles: dict[str, dict[str, Any]] = {
+        "paper": {"color": "tab:red", "linewidth": 2, "marker": "o", "zorder": 3},
+        "ours": {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3},
+        "ours at eta 0": {"color": "black", "linewidth": 1, "marker": "s", "linestyle": "--", "zorder": 3},
+    }
+    handles: dict[str, Any] = {}
+    panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, problem in zip(panels, problems, strict=False):
         number = "residual" if problem.startswith("mixture") else "fid"
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -368,24 +380,18 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
         for row, runs in runs_by_row.items():
             if row == "truth" or "noisy" in row or "many" in row:
                 continue
-            label = row.rpartition(", ")[0] or row
-            point = float(np.mean([r["nfe"] for r in runs])), float(np.mean([r[number] for r in runs]))
-            name, _, setting = row.partition(", ")
-            by_tolerance = setting.startswith(("eps_rel", "tolerance"))
-            lines.setdefault(name if by_tolerance else label, []).append(point)
-        for i, (label, points) in enumerate(lines.items()):
-            own = label.startswith("ours")
-            style: dict[str, Any] = {
-                "marker": "os^D"[i // 10 % 4],
-                "markersize": 3,
-                "linewidth": 2 if own else 0.7,
-            }
-            distances = [(nfe, value if number == "fid" else abs(value - 1)) for nfe, value in sorted(points)]
-            panel.plot(*zip(*distances, strict=True), label=label, **style)
+            value = float(np.mean([record[number] for record in runs]))
+            value = value if number == "fid" else max(abs(value - 1), 1e-3)  # what the samples can tell
+            lines.setdefault(line_of(row), []).append((float(np.mean([r["nfe"] for r in runs])), value))
+        for label, points in lines.items():
+            i = len(styles)
+            other = {"color": f"C{i % 10}", "linewidth": 0.8, "marker": "sDv^<>"[i // 10 % 6]}
+            style = styles.setdefault(label, other)
+            (handles[label],) = panel.plot(*zip(*sorted(points), strict=True), markersize=3.5, **style)
         panel.set(xscale="log", yscale="log", xlabel="evaluations a sample", title=problem)
         panel.set_ylabel("FID" if number == "fid" else "distance of the residual variance from 1")
-    panels_legend = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*panels_legend, loc="outside right center", fontsize=7)
+        panel.grid(alpha=0.2)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     with atomic_file(path) as file:
         canvas.print_png(file)
 
