@@ -17,8 +17,9 @@ no number is worse than the paper's solver's by more than the deviation over the
     <problem>.nfe_ratio     mean NFE over the paper's solver's
     <problem>.quality_ok    1 where quality is equal, 0 where not
     <problem>.nfe_mean, nfe_max_over_mean, failed       of all our samples at the default
-    <problem>.best_fixed_nfe, fixed_ratio     the least NFE of a fixed grid of equal quality (NaN: none in the
-                            search), and ours over it
+    <problem>.best_fixed_nfe, fixed_ratio     the least NFE of a fixed grid whose quality equals the paper's
+                            solver's (NaN: none in the search), and ours over it
+    <problem>.best_fixed_as_ours_nfe, fixed_as_ours_ratio     the same for a quality that equals ours
 
 The fixed grids are searched with one seed. "noisy" rows have a score with 5 % of noise on every element.
 Every run is a file below the workdir, named by all that determines it: a killed benchmark goes on where it
@@ -304,11 +305,11 @@ def badness(runs: Runs, row: str) -> dict[str, float]:
     return bad
 
 
-def equal_quality(runs: Runs, row: str) -> bool:
-    """Not worse than the paper's solver by more than its seeds differ."""
-    limits = badness(runs, "paper")
+def equal_quality(runs: Runs, row: str, *, to: str = "paper") -> bool:
+    """Not worse than another row, by default the paper's solver, by more than that one's seeds differ."""
+    limits = badness(runs, to)
     for number, limit in limits.items():
-        spread = np.std([record[number] for record in runs["paper"]], ddof=1)
+        spread = np.std([record[number] for record in runs[to]], ddof=1)
         if not badness(runs, row)[number] <= limit + spread:
             return False
     return True
@@ -317,8 +318,12 @@ def equal_quality(runs: Runs, row: str) -> bool:
 def figures_of(problem: str, runs: Runs) -> dict[str, float]:
     mean, theirs = (float(np.mean([r["nfe"] for r in runs[row]])) for row in ("ours", "paper"))
     grids = [row for row in runs if not row.startswith(("ours", "paper", "truth")) and "noisy" not in row]
-    good = [runs[row][0]["nfe"] for row in grids if equal_quality(runs, row)]
-    best = min(good, default=math.nan)
+
+    def best_fixed(to: str) -> float:
+        good = [runs[row][0]["nfe"] for row in grids if equal_quality(runs, row, to=to)]
+        return min(good, default=math.nan)
+
+    best, as_ours = best_fixed("paper"), best_fixed("ours")
     default = [*runs["ours"], *runs.get("ours, many", [])]
     figures = {
         "nfe_ratio": mean / theirs,
@@ -328,6 +333,8 @@ def figures_of(problem: str, runs: Runs) -> dict[str, float]:
         "failed": float(sum(r["failed"] for r in default)),
         "best_fixed_nfe": best,
         "fixed_ratio": mean / best,
+        "best_fixed_as_ours_nfe": as_ours,
+        "fixed_as_ours_ratio": mean / as_ours,
     }
     return {f"{problem}.{name}": value for name, value in figures.items()}
 
