@@ -37,6 +37,7 @@ if "$python" -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; the
 else
     echo "== gpu: left out, as JAX sees no accelerator here"
 fi
+run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"
 
