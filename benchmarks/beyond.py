@@ -43,6 +43,7 @@ import numpy as np
 from jax.tree_util import Partial
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from tqdm import tqdm
 
 import main as command
@@ -377,6 +378,8 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
         "paper": {"color": "tab:red", "linewidth": 2, "marker": "o", "zorder": 3},
         "ours": {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3},
         "ours at eta 0": {"color": "black", "linewidth": 1, "marker": "s", "linestyle": "--", "zorder": 3},
+        "ours, eta 0": {"color": "black", "marker": "s", "linestyle": "none", "zorder": 3},
+        "ours, eta 0.5": {"color": "grey", "marker": "s", "linestyle": "none", "zorder": 3},
     }
     handles: dict[str, Any] = {}
     panels = figure.subplots(rows, columns, squeeze=False).flat
@@ -397,6 +400,9 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
             (handles[label],) = panel.plot(*zip(*sorted(points), strict=True), markersize=3.5, **style)
         panel.set(xscale="log", yscale="log", xlabel="evaluations a sample", title=problem)
         panel.set_ylabel("FID" if number == "fid" else "distance of the residual variance from 1")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.2)
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     with atomic_file(path) as file:
