@@ -288,7 +288,8 @@ def grouped(records: dict[Task, dict[str, float]], problem: str, *, of_front: bo
     runs: Runs = {}
     for task, record in records.items():
         if task.problem == problem and (task.num_samples == FRONT_SAMPLES) == of_front:
-            has_steps = task.solver is not None and "num_steps" in vars(task.solver)
+            # a predictor-corrector's steps are its predictor's
+            has_steps = hasattr(getattr(task.solver, "predictor", task.solver), "num_steps")
             row = f"{task.name}, {record['nfe']:.0f}" if has_steps else task.name
             runs.setdefault(row, []).append(record)
     return runs
