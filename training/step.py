@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 import models
+from models.layers import AnyArray
 from sde_lib import SDE
 from sde_lib.pytrees import register_dataclass
 from training import datasets
 from training.losses import score_matching_loss, weight_named
 
 Params = Any
-Step = Callable[["TrainState", UInt8[Array, "b h w c"]], tuple["TrainState", Float[Array, ""]]]
+Step = Callable[["TrainState", UInt8[AnyArray, "b h w c"]], tuple["TrainState", Float[Array, ""]]]
 
 # Training's randomness branches off here, apart from that of sample i, which is fold_in(key(seed), i).
 _STREAM = 0x7472_6169
