@@ -18,10 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-import models
-import sde_lib
 from benchmarks.convolution import one_convolution, operations, seconds
-from benchmarks.driver import drawn
+from benchmarks.driver import drawn, random_network
 from benchmarks.report import machine, write_json
 from configs.ve.cifar10_adaptive import get_config
 from evaluation.tables import markdown
@@ -37,8 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
 
     config = get_config()
-    params = jax.jit(lambda key: models.init_params(config, key))(jax.random.key(0))
-    score_fn = models.score_fn(config, sde_lib.from_config(config.sde), params)
+    score_fn = random_network(config)
     size, channels = config.data.image_size, config.data.num_channels
     x = jax.random.normal(jax.random.key(1), (parsed.batch_size, size, size, channels))
     t = jnp.full(parsed.batch_size, 0.5)

@@ -86,9 +86,8 @@ class Claims:
     def release(self, number: int) -> None:
         """Removes the claim on a shard, whoever made it."""
         self._held.discard(number)
-        with contextlib.suppress(
-            Exception
-        ):  # a store's client has errors of its own; one that stays is no harm
+        # a store's client has errors of its own; a claim that stays is no harm
+        with contextlib.suppress(Exception):
             self._path(number).unlink(missing_ok=True)
 
     def release_all(self) -> None:

@@ -15,15 +15,12 @@ import jax
 import numpy as np
 from etils import epath
 
-import models
 import solvers
 from evaluation.files import is_local, make_folder
 from evaluation.results import claim_workdir
-from evaluation.run import Run
-from evaluation.samples import GREY_LEVELS
+from evaluation.run import Run, drawing
 from evaluation.tables import markdown
 from sde_lib.checks import require
-from solvers.queues import lanes_for
 
 # Until the calls of the compiled loop have their full length, and then recorded. Two seconds of the digits
 # network are 10 MB; those of a run would be gigabytes.
@@ -77,20 +74,8 @@ def record_sampling(run: Run, workdir: epath.PathLike) -> str:
     claim_workdir(workdir, run.identity)
     folder = Path(workdir) / "profile"
     make_folder(folder)
-    settings = run.config.eval
-    lanes = lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count())
-    sampling = solvers.stream(
-        models.load_score_fn(run.config, run.checkpoint),
-        run.sde,
-        run.solver,
-        key=jax.random.key(run.config.seed),
-        shape=run.image_shape,
-        sample_ids=(np.arange(start, start + lanes) for start in itertools.count(0, lanes)),
-        lanes=lanes,
-        output=GREY_LEVELS[run.config.data.centered],
-        denoise=run.config.solver.denoise,
-        max_evaluations=settings.max_evaluations,
-    )
+    draw, lanes = drawing(run)
+    sampling = draw(sample_ids=(np.arange(start, start + lanes) for start in itertools.count(0, lanes)))
     next(sampling)  # compiles
     _draw(sampling, WARM_UP_SECONDS)
     with recorded(folder):

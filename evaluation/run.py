@@ -226,18 +226,7 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
     require_writable(store.folder, size=missing * (math.prod(run.image_shape) + BYTES))
     if missing == 0:
         return nothing
-    draw = functools.partial(
-        solvers.stream,
-        models.load_score_fn(run.config, run.checkpoint),
-        run.sde,
-        run.solver,
-        key=jax.random.key(run.config.seed),
-        shape=run.image_shape,
-        lanes=lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count()),
-        output=GREY_LEVELS[run.config.data.centered],
-        denoise=run.config.solver.denoise,
-        max_evaluations=settings.max_evaluations,
-    )
+    draw, _ = drawing(run)
     parts = fill(store, settings.num_samples, draw=draw, processes=processes, progress=processes.is_first)
     if not parts:  # other processes were faster
         return nothing
@@ -248,6 +237,25 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
         "samples_per_second": sampled / sum(part.seconds_sampling for part in parts),
         "seconds_compile": sum(part.seconds_compile for part in parts),
     }
+
+
+def drawing(run: Run) -> tuple[Callable[..., Iterator[solvers.Solution]], int]:
+    """``solvers.stream`` with all that a run says of it, grey levels as output; and its number of lanes."""
+    settings = run.config.eval
+    lanes = lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count())
+    draw = functools.partial(
+        solvers.stream,
+        models.load_score_fn(run.config, run.checkpoint),
+        run.sde,
+        run.solver,
+        key=jax.random.key(run.config.seed),
+        shape=run.image_shape,
+        lanes=lanes,
+        output=GREY_LEVELS[run.config.data.centered],
+        denoise=run.config.solver.denoise,
+        max_evaluations=settings.max_evaluations,
+    )
+    return draw, lanes
 
 
 def fill(

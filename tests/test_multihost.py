@@ -3,13 +3,13 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import free_port
 from tests.test_main import QUICK, ROOT, TIMES, VE, command, results
 
 NUM_SAMPLES = 52  # the last of 7 shards is half full
@@ -22,12 +22,6 @@ SETTINGS = [
 DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
 PATIENT = f"--connect_seconds={LONGEST}"
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def start(*arguments: object, log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
