@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
 
 def connected():
     """This process among those that were started with it."""
-    from evaluation import processes
+    from evaluation.store import processes
 
     return processes.connect(
         coordinator=COORDINATOR.value,
@@ -129,9 +129,8 @@ def connected():
 
 def measures(config) -> dict[str, Any]:
     """What FID and the Inception Score of a config are made with."""
-    import training
-    from evaluation import features, reference
-    from evaluation.evaluate import check_options
+    from evaluation.metrics import features, reference
+    from evaluation.metrics.figures import check_options
 
     network = features.load_features(config.eval.features, config.eval.inception_weights)
     data, count = reference_data(config), config.eval.compared
@@ -140,7 +139,7 @@ def measures(config) -> dict[str, Any]:
             num_samples=config.eval.num_samples,
             num_features=network.num_features,
             compared=count,
-            num_images=training.open_images(config.data).count,
+            num_images=datasets.open_images(config.data).count,
         )
 
     @functools.cache  # a sweep asks once for each cell
@@ -152,20 +151,19 @@ def measures(config) -> dict[str, Any]:
 
 
 def reference_data(config) -> dict[str, Any]:
-    """What evaluation/reference.py asks to know of a config."""
-    import training
+    """What evaluation/metrics/reference.py asks to know of a config."""
 
-    data, split = training.describe(config.data)
+    data, split = datasets.describe(config.data)
     return {
         "given": config.eval.reference,
         "data": data,
         "split": split,
-        "pieces": lambda: training.pieces(training.open_images(config.data)),
+        "pieces": lambda: datasets.pieces(datasets.open_images(config.data)),
     }
 
 
 def stats() -> None:
-    from evaluation import features, reference
+    from evaluation.metrics import features, reference
 
     config = CONFIG.value
     network = features.load_features(config.eval.features, config.eval.inception_weights)
@@ -174,13 +172,12 @@ def stats() -> None:
 
 
 def evaluate_images(path: str) -> None:
-    import training
-    from evaluation import images, run
+    from evaluation.runs import images, run
 
-    opened = training.open_samples(path, CONFIG.value.data)
+    opened = datasets.open_samples(path, CONFIG.value.data)
     folder = workdir(default_workdir("images"))
     result = images.evaluate_images(
-        training.pieces(opened, limit=CONFIG.value.eval.shard_size),
+        datasets.pieces(opened, limit=CONFIG.value.eval.shard_size),
         path=path,
         count=opened.count,
         workdir=folder,
@@ -192,16 +189,16 @@ def evaluate_images(path: str) -> None:
 
 def sample(*, several: bool) -> None:
     """The samples of a config, and for --mode=eval how good they are; by one process or several."""
-    from evaluation.processes import ALONE
+    from evaluation.store.processes import ALONE
 
     processes = connected() if several else ALONE  # before anything else is asked of JAX
-    from evaluation import run
+    from evaluation.runs import run
 
     prepared = run.prepare(CONFIG.value, name=config_name(), checkpoint=CHECKPOINT.value)
     folder = workdir(default_workdir(prepared.config_hash[:8]))
     scores = measures(CONFIG.value) if MODE.value == "eval" else {}
     if PROFILE.value and processes.is_first:
-        from evaluation.profile import record_sampling
+        from evaluation.runs.profile import record_sampling
 
         print(record_sampling(prepared, folder))
     result = run.sample_and_evaluate(prepared, folder, **scores, processes=processes)
@@ -212,7 +209,7 @@ def sample(*, several: bool) -> None:
 
 
 def sweep() -> None:
-    from evaluation.sweep import sweep
+    from evaluation.runs.sweep import sweep
 
     folder = workdir(default_workdir("sweep"))
     table = sweep(
@@ -229,7 +226,7 @@ def sweep() -> None:
 
 def reproduce() -> None:
     from configs import base, tables
-    from evaluation.reproduce import reproduce
+    from evaluation.runs.reproduce import reproduce
     from sde_lib.checks import require, require_choice, require_count
 
     for flag in ("config", "checkpoint"):
@@ -257,7 +254,7 @@ def reproduce() -> None:
 
 def train() -> None:
     import training
-    from evaluation import run
+    from evaluation.runs import run
 
     folder = workdir(default_workdir("train"))
     picture = run.snapshot(CONFIG.value, name=config_name(), folder=folder / "snapshots")
@@ -304,7 +301,7 @@ def config_name() -> str:
 
 def workdir(default: str) -> Any:
     """--workdir as a path, or the default; refused before any work is spent where it cannot be a folder."""
-    from evaluation.files import work_folder
+    from evaluation.store.files import work_folder
 
     return work_folder(WORKDIR.value or default)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.beyond import Task, on_mixture, ours
 from benchmarks.report import machine, write_json
-from evaluation.tables import markdown
+from evaluation.runs.tables import markdown
 from solvers import adaptive_exponential
 from solvers.adaptive_exponential import AdaptiveExponential
 

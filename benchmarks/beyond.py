@@ -52,11 +52,11 @@ import sde_lib
 import solvers
 from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
 from benchmarks.report import machine, write_json
-from evaluation import fid
-from evaluation.files import atomic_file, make_folder
-from evaluation.inception_score import inception_score
-from evaluation.samples import to_uint8
-from evaluation.tables import markdown
+from evaluation.metrics import fid
+from evaluation.metrics.inception_score import inception_score
+from evaluation.runs.tables import markdown
+from evaluation.store.files import atomic_file, make_folder
+from evaluation.store.samples import to_uint8
 from sde_lib import VESDE, VPSDE
 from solvers import (
     DDIM,

@@ -41,7 +41,7 @@ from benchmarks.report import machine, write_json
 from configs.ve.cifar10_adaptive import get_config as cifar10_config
 from configs.ve.digits_adaptive import get_config as digits_config
 from configs.ve.mnist_adaptive import get_config as mnist_config
-from evaluation.tables import markdown
+from evaluation.runs.tables import markdown
 
 BATCH, CIFAR10_BATCH = 64, 16
 EPS_REL = 0.5
@@ -121,7 +121,7 @@ def drawn(score_fn: Any, *, config: Any, **settings: Any) -> solvers.Solution:
     return solvers.sample(
         score_fn,
         sde_lib.from_config(config.sde),
-        solvers.from_config(config.solver),
+        solvers.from_config(config.solver, config.solver_defaults),
         key=jax.random.key(0),
         shape=(size, size, channels),
         devices=jax.local_devices()[:1],

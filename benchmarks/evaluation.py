@@ -28,12 +28,12 @@ import scipy.linalg
 
 from benchmarks.convolution import one_convolution, operations, seconds
 from benchmarks.report import machine, write_json
-from evaluation.bootstrap import REPLICATES
-from evaluation.evaluate import evaluate
-from evaluation.features import FeatureNetwork
-from evaluation.fid import frechet_distance, moments_of_images
-from evaluation.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
-from evaluation.samples import Samples
+from evaluation.metrics.bootstrap import REPLICATES
+from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.fid import frechet_distance, moments_of_images
+from evaluation.metrics.figures import evaluate
+from evaluation.metrics.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
+from evaluation.store.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 

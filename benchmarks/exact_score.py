@@ -44,9 +44,9 @@ from tqdm import tqdm
 import solvers
 from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
 from benchmarks.report import machine, write_json
-from evaluation.fid import frechet_distance
-from evaluation.files import atomic_file, make_folder
-from evaluation.tables import markdown
+from evaluation.metrics.fid import frechet_distance
+from evaluation.runs.tables import markdown
+from evaluation.store.files import atomic_file, make_folder
 from sde_lib import SDE, VESDE, VPSDE
 from solvers import Adaptive, EulerMaruyama, Status, off_the_shelf
 from solvers.ddim import DDIM

@@ -41,8 +41,8 @@ from benchmarks.driver import bare_loop, compared, drawn, random_network
 from benchmarks.report import machine, write_json
 from configs.ve.cifar10_adaptive import get_config as ve_config
 from configs.vp.cifar10_adaptive import get_config as vp_config
-from evaluation.profile import longest_operations, recorded
-from evaluation.tables import markdown
+from evaluation.runs.profile import longest_operations, recorded
+from evaluation.runs.tables import markdown
 
 NETWORKS = {"ve_cifar10": ve_config, "vp_cifar10": vp_config}
 FIRST_BATCH, LARGEST_BATCH = 64, 4096

@@ -26,7 +26,7 @@ import solvers
 from benchmarks.report import machine, write_json
 from configs.ve.digits_adaptive import get_config as ve_config
 from configs.vp.digits_adaptive import get_config as vp_config
-from evaluation.tables import markdown
+from evaluation.runs.tables import markdown
 from solvers.noise import sample_key
 
 SHAPE = (8, 8, 1)
@@ -48,7 +48,10 @@ def main() -> None:
     for name, make_config in (("ve", ve_config), ("vp", vp_config)):
         config = make_config()
         config.solver.eps_rel = arguments.eps_rel
-        sde, solver = sde_lib.from_config(config.sde), solvers.from_config(config.solver)
+        sde, solver = (
+            sde_lib.from_config(config.sde),
+            solvers.from_config(config.solver, config.solver_defaults),
+        )
         assert isinstance(solver, solvers.Adaptive)
         network = models.load_score_fn(config)
         for score, score_fn in (("network", network), ("exact", jax.tree_util.Partial(gaussian_score, sde))):

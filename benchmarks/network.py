@@ -22,7 +22,7 @@ from benchmarks.convolution import one_convolution, operations, seconds
 from benchmarks.driver import drawn, random_network
 from benchmarks.report import machine, write_json
 from configs.ve.cifar10_adaptive import get_config
-from evaluation.tables import markdown
+from evaluation.runs.tables import markdown
 
 EVALUATIONS = 100  # of the loop without a network
 

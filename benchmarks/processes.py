@@ -37,10 +37,10 @@ import solvers
 from benchmarks.lanes import SHAPE, gaussian_score
 from benchmarks.report import machine, write_json
 from configs.ve.digits_adaptive import get_config
-from evaluation.processes import ALONE, Processes, connect
-from evaluation.run import fill
-from evaluation.samples import SampleStore
-from evaluation.tables import markdown
+from evaluation.runs.run import fill
+from evaluation.runs.tables import markdown
+from evaluation.store.processes import ALONE, Processes, connect
+from evaluation.store.samples import SampleStore
 from solvers.driver import IDS_PER_LANE
 from solvers.queues import lanes_for
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-import training
 from benchmarks.report import machine, write_json
-from evaluation import fid
-from evaluation.features import load_features
-from evaluation.inception_score import inception_score
-from evaluation.tables import markdown
+from data import datasets
+from evaluation.metrics import fid
+from evaluation.metrics.features import load_features
+from evaluation.metrics.inception_score import inception_score
+from evaluation.runs.tables import markdown
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     config = importlib.import_module(f"configs.{arguments.config.replace('/', '.')}").get_config()
     config.data.path = arguments.path
     network = load_features(config.eval.features)
-    images = training.load(config.data)
+    images = datasets.load(config.data)
     features, logits = network(images)
     source = fid.Source.of(network, data=config.data.name, split="part")
 

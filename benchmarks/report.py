@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from evaluation.tables import markdown
+from evaluation.runs.tables import markdown
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,38 +25,41 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     sde.eps = 1e-5  # end time; 1e-5 for VE, 1e-3 for VP and sub-VP (paper, section 4)
     sde.T = 1.0  # start time
 
+    # A setting that is None keeps the solver's own default, which its class in solvers/ states. A value for a
+    # setting that the solver does not have is an error.
     config.solver = solver = ConfigDict()
-    solver.name = "adaptive"  # see SOLVERS in solvers/presets.py
+    solver.name = "adaptive"  # a key of SOLVERS in solvers/presets.py
     solver.denoise = True  # end with one Tweedie step (one more evaluation)
-    # Adaptive (arXiv 2105.14080, Algorithm 1); the tolerances are AdaptiveExponential's, too
-    solver.eps_rel = 0.02  # relative tolerance: the one knob
-    solver.eps_abs = 1 / 256  # absolute tolerance: one grey level, data units (2/256 for [-1, 1])
-    solver.safety = 0.9  # theta
-    solver.exponent = 0.9  # r: h <- theta h error^-r
-    solver.first_step = 0.01  # h at t = T; 0.01 for VP, 0.5 for VE (appendix)
-    solver.norm = "l2_scaled"  # of error/tolerance over a sample: l2_scaled (root mean square), l2 or linf
-    solver.extrapolate = True  # keep the higher-order value
-    solver.use_previous = True  # |x'_prev| in the tolerance
-    solver.error_estimate = "heun"  # heun (stochastic improved Euler) or lamba
-    solver.noise_on_rejection = "redraw"  # redraw (as published) or hold
-    # The other solvers. None leaves a setting to the solver's own default; a value for a setting that the
-    # solver does not have is an error
-    solver.num_steps = placeholder(int)  # of every solver with fixed steps
+    solver.eps_rel = placeholder(float)  # Adaptive, AdaptiveExponential: relative tolerance, the one knob
+    solver.eps_abs = placeholder(float)  # the same two: absolute tolerance, data units
+    solver.safety = placeholder(float)  # Adaptive: theta (arXiv 2105.14080, Algorithm 1)
+    solver.exponent = placeholder(float)  # Adaptive: r in h <- theta h error^-r
+    solver.first_step = placeholder(float)  # Adaptive: h at t = T
+    solver.norm = placeholder(str)  # Adaptive: of error/tolerance over a sample: l2_scaled, l2 or linf
+    solver.extrapolate = placeholder(bool)  # Adaptive: keep the higher-order value
+    solver.use_previous = placeholder(bool)  # Adaptive: |x'_prev| in the tolerance
+    solver.error_estimate = placeholder(str)  # Adaptive: heun (stochastic improved Euler) or lamba
+    solver.noise_on_rejection = placeholder(str)  # Adaptive: redraw (as published), hold or bridge
+    solver.num_steps = placeholder(int)  # every solver with fixed steps
     solver.grid = placeholder(str)  # where the fixed steps end: uniform_t, uniform_log_snr or edm
-    solver.rho = placeholder(float)  # of the edm grid (arXiv 2206.00364, eq. 5)
-    solver.predictor = placeholder(
-        str
-    )  # of predictor_corrector: euler_maruyama, reverse_diffusion, ancestral
-    solver.snr = placeholder(float)  # of a Langevin step's noise: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
+    solver.rho = placeholder(float)  # the edm grid (arXiv 2206.00364, eq. 5)
+    solver.predictor = placeholder(str)  # predictor_corrector: euler_maruyama, reverse_diffusion, ancestral
+    solver.snr = placeholder(float)  # Langevin steps: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
     solver.corrector_steps = placeholder(int)  # Langevin steps at each noise level
     solver.eta = placeholder(float)  # DDIM, AdaptiveExponential: 0 (ODE) to 1 (all of the noise)
-    solver.order = placeholder(int)  # DPM-Solver++ and UniPC
+    solver.order = placeholder(int)  # DPM-Solver++, UniPC
     solver.rtol = placeholder(float)  # RK45: relative tolerance
     solver.atol = placeholder(float)  # RK45: absolute tolerance, data units
     solver.churn = placeholder(float)  # EDM: S_churn, with noise from sigma/alpha churn_min to churn_max
     solver.churn_min = placeholder(float)  # EDM: S_tmin
     solver.churn_max = placeholder(float)  # EDM: S_tmax
     solver.churn_noise = placeholder(float)  # EDM: S_noise
+
+    # What suits this experiment's process and data better than a class's own default. A solver without the
+    # setting ignores it; config.solver overrides it.
+    config.solver_defaults = defaults = ConfigDict()
+    defaults.first_step = placeholder(float)  # 0.01 for VP and FFHQ, 0.5 for VE (arXiv 2105.14080, appendix)
+    defaults.eps_abs = placeholder(float)  # one grey level: 1/256 for images in [0, 1], 2/256 for [-1, 1]
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm
@@ -83,7 +86,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.dtype = "float32"  # of the network's computation: float32 or bfloat16
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits, or as tensorflow-datasets calls it: see training/sources.py, docs/data.md
+    data.name = "digits"  # digits, or as tensorflow-datasets calls it: see data/sources.py, docs/data.md
     data.path = placeholder(str)  # folder, .zip or .npz of images, or of prepared tensorflow-datasets
     data.split = placeholder(str)  # train by default; of files at data.path, a name only
     data.image_size = 8  # pixels a side

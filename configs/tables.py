@@ -39,7 +39,7 @@ class Published:
     """A published cell.
 
     Attributes:
-        nfe, fid: evaluations by the published count (see ``evaluation.evaluate.nfe_lockstep``), and FID.
+        nfe, fid: evaluations by the published count (see ``evaluation.metrics.figures.nfe_lockstep``), and FID.
         confirmed: found in the authors' own material; otherwise only recalled, and shown as such.
         fid_elsewhere: where the authors' material gives the same cell twice, the other number.
     """

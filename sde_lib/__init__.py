@@ -5,13 +5,14 @@ scalar; ``jax.vmap`` makes a batch of them. Time runs forward, t in [eps, T], fr
 """
 
 from sde_lib.checks import require
-from sde_lib.processes import SDE, VESDE, VPSDE, SubVPSDE, from_config
+from sde_lib.processes import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, from_config
 from sde_lib.reverse import denoise, probability_flow_drift, reverse_drift
 
 __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "ScoreFn",
     "SubVPSDE",
     "denoise",
     "from_config",

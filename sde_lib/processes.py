@@ -8,6 +8,7 @@ x(t) | x(0) ~ N(alpha(t) x(0), sigma(t)^2 I). The log-SNR used throughout is lam
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +20,9 @@ from sde_lib.pytrees import register_dataclass
 
 Scalar = float | Float[Array, ""]
 Sample = Float[Array, "*shape"]
+
+# The score of a batch: (x [batch, ...], t [batch]) -> [batch, ...]
+ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float[Array, "batch *shape"]]
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from solvers.adaptive_exponential import AdaptiveExponential
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
-from solvers.driver import ScoreFn, Solution, sample, stream
+from solvers.driver import Solution, sample, stream
 from solvers.edm import EDM, Heun
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import Grid, Rho, UniformLogSNR, UniformTime
@@ -38,7 +38,6 @@ __all__ = [
     "ReverseDiffusion",
     "Rho",
     "SDEDPMSolverPP",
-    "ScoreFn",
     "Solution",
     "Solver",
     "Status",

@@ -137,7 +137,7 @@ class Adaptive:
     """
 
     eps_rel: Scalar = 0.02
-    eps_abs: Scalar = 0.0039
+    eps_abs: Scalar = 1 / 256
     safety: Scalar = 0.9
     exponent: Scalar = 0.9
     first_step: Scalar = 0.01

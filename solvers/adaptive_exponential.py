@@ -111,7 +111,7 @@ class AdaptiveExponential:
     """
 
     eps_rel: Scalar = 0.02
-    eps_abs: Scalar = 0.0039
+    eps_abs: Scalar = 1 / 256
     eta: Scalar = 1.0
 
     evaluations_per_step: ClassVar[int] = 1

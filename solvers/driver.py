@@ -29,11 +29,11 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
-from sde_lib import SDE
+from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require, require_count, require_shared
 from solvers.device_memory import Devices, out_of_memory_explained
 from solvers.interface import Solver, Status
-from solvers.lanes import AXIS, OWN, SHARED, VECTOR, Finished, ScoreFn, idle_lanes, run
+from solvers.lanes import AXIS, OWN, SHARED, VECTOR, Finished, idle_lanes, run
 from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
 
 SECONDS_PER_CALL = 0.5  # how long the compiled loop runs before the host looks in

@@ -17,13 +17,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt32
 
-from sde_lib import SDE
+from sde_lib import SDE, ScoreFn
 from sde_lib import denoise as tweedie
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Solver, Status
 from solvers.noise import sample_key
-
-ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float[Array, "batch *shape"]]
 
 # The compiler's code for what is left over when a loop is cut into vectors rounds differently from its vector
 # code. Solver states therefore have rows in whole vectors, and so does the batch that the score sees where

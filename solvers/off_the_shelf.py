@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
-from sde_lib import SDE, reverse_drift
+from sde_lib import SDE, ScoreFn, reverse_drift
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require, require_choice, require_count, require_positive
 from sde_lib.pytrees import register_dataclass
-from solvers.driver import ScoreFn, Solution, as_arrays, check_score_shape
+from solvers.driver import Solution, as_arrays, check_score_shape
 from solvers.interface import Status
 from solvers.noise import prior_key, sample_key
 from solvers.queues import ids_asked_for

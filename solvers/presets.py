@@ -47,48 +47,55 @@ GRIDS: dict[str, Callable[..., Grid]] = {
 _DRIVER = {"name", "denoise"}  # keys of the group that are not a solver's
 
 
-def from_config(config: Any) -> Solver:
+def from_config(config: Any, defaults: Any = None) -> Solver:
     """The solver that ``config.name`` names, with the settings of the same names in ``config``.
 
-    A setting that is None is left to the solver's own default.
+    Args:
+        config: the ``solver`` group of a config. A setting that is None keeps the solver's default.
+        defaults: the ``solver_defaults`` group: defaults of the experiment, taken where the solver has the
+            setting and ``config`` leaves it None.
 
     Raises:
-        ValueError: naming the key, its value, what was allowed and the fix; also for a setting that this
-            solver does not have.
+        ValueError: for an unknown solver, a value out of range, or a setting that this solver does not have.
     """
     require_choice("config.solver.name", config.name, SOLVERS)
-    settings = {key: value for key, value in config.items() if key not in _DRIVER and value is not None}
+    given = {key: value for key, value in config.items() if key not in _DRIVER and value is not None}
+    own = settings_of(config.name)
+    for key, value in given.items():
+        owners = [name for name in SOLVERS if key in settings_of(name)]
+        require(
+            key in own,
+            f"config.solver.{key}",
+            value,
+            f"None with config.solver.name = {config.name!r}, which has no such setting",
+            f"leave it out, or choose a solver that has it: {', '.join(owners)}",
+        )
+    suited = {} if defaults is None else {key: value for key, value in defaults.items() if value is not None}
+    settings = {key: value for key, value in suited.items() if key in own} | given
     try:
-        solver, unused = _build(config.name, settings)
+        return _build(config.name, settings)
     except ValueError as error:
         raise ValueError(f"config.solver.{error}") from None
-    # Adaptive's settings have values in every config; one of another solver was asked for by somebody
-    for key in unused - {field.name for field in dataclasses.fields(Adaptive)}:
-        owners = [name for name in SOLVERS if key in _settings_of(name)]
-        require(
-            False,
-            f"config.solver.{key}",
-            settings[key],
-            f"nothing (None) with config.solver.name = {config.name!r}",
-            f"it is a setting of {', '.join(owners)}; leave it out, or take one of these",
-        )
-    return solver
 
 
-def _build(name: str, settings: dict[str, Any]) -> tuple[Solver, set[str]]:
-    """The solver, and the names of the settings that it has no use for."""
+def settings_of(name: str) -> set[str]:
+    """The keys of a config's ``solver`` group that the solver of this name has."""
+    settings = {field.name for field in dataclasses.fields(SOLVERS[name])}
+    if "predictor" in settings:
+        settings |= settings_of(PREDICTORS[0])
+    return settings | {"rho"} if "grid" in settings else settings
+
+
+def _build(name: str, settings: dict[str, Any]) -> Solver:
     fields = {field.name for field in dataclasses.fields(SOLVERS[name])}
     own = {key: value for key, value in settings.items() if key in fields - {"grid", "predictor"}}
-    unused = set(settings) - set(own)
-    if "grid" in fields and {"grid", "rho"} & set(settings):
+    if "grid" in fields and {"grid", "rho"} & settings.keys():
         own["grid"] = _grid(settings)
-        unused -= {"grid", "rho"}
     if "predictor" in fields:
         predictor = settings.get("predictor", "reverse_diffusion")
         require_choice("predictor", predictor, PREDICTORS)
-        own["predictor"], unused = _build(predictor, {key: settings[key] for key in unused})
-        unused -= {"predictor"}
-    return SOLVERS[name](**own), unused
+        own["predictor"] = _build(predictor, settings)
+    return SOLVERS[name](**own)
 
 
 def _grid(settings: dict[str, Any]) -> Grid:
@@ -97,13 +104,6 @@ def _grid(settings: dict[str, Any]) -> Grid:
     if "rho" not in settings:
         return GRIDS[name]()
     require(
-        name == "edm", "rho", settings["rho"], "nothing (None) with another grid than edm", "leave it out"
+        name == "edm", "rho", settings["rho"], f"None with grid = {name!r}", "leave it out, or set grid=edm"
     )
     return Rho(rho=settings["rho"])
-
-
-def _settings_of(name: str) -> set[str]:
-    settings = {field.name for field in dataclasses.fields(SOLVERS[name])}
-    if "predictor" in settings:
-        settings |= _settings_of(PREDICTORS[0])
-    return settings | {"rho"} if "grid" in settings else settings

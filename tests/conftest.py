@@ -16,7 +16,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-PACKAGES = ["sde_lib", "solvers", "models", "training", "evaluation"]
+PACKAGES = ["sde_lib", "solvers", "models", "data", "training", "evaluation"]
 jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
 
 

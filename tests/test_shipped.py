@@ -7,7 +7,7 @@ from absl import flags
 
 import main
 import models
-from evaluation import run
+from evaluation.runs import run
 
 CONFIGS = [f"{sde}/{data}_adaptive" for sde in ("ve", "vp") for data in ("digits", "mnist")]
 

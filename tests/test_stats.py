@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import main
-import training
 from configs.ve.digits_adaptive import get_config
-from evaluation import run as evaluation_run
-from evaluation.samples import Samples, SampleStore
+from data import datasets
+from evaluation.runs import run as evaluation_run
+from evaluation.store.samples import Samples, SampleStore
+from tests.data.sources import png
 from tests.test_main import VE, results, run
-from tests.training.sources import png
 
 FIGURES = ("fid", "is_mean", "is_std", "num_samples", "features", "reference")
 
@@ -30,7 +30,7 @@ def moments(tmp_path_factory):
 def test_images_made_elsewhere_get_the_numbers_of_a_run_with_the_same(moments, tmp_path):
     config = get_config()
     config.eval.update({"num_samples": 40, "shard_size": 16})
-    images = training.load(config.data)[:40]
+    images = datasets.load(config.data)[:40]
     prepared = evaluation_run.prepare(config, name="ve/digits_adaptive")
     some = np.ones(40, np.int32)
     store = SampleStore(tmp_path / "run" / "samples", identity=prepared.config_hash, shard_size=16)

@@ -12,9 +12,9 @@ from absl.testing import flagsaver
 import main
 from configs import tables as paper
 from configs.ve.digits_adaptive import get_config
-from evaluation import reproduce as reproducing
-from evaluation import sweep as sweeping
-from tests.evaluation.test_tables import lines_of
+from evaluation.runs import reproduce as reproducing
+from evaluation.runs import sweep as sweeping
+from tests.evaluation.runs.test_tables import lines_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EULER = "solver.name=euler_maruyama solver.num_steps=3,5 seed=0,1"

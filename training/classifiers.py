@@ -26,8 +26,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import trange
 
+from data import sources
 from models.classifier import CLASSIFIERS, NUM_CLASSES, load_forward, weights_path
-from training import sources
 
 SEED = 0
 HELD_OUT = 360  # of 1797 digits, drawn with equal shares of each class

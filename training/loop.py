@@ -17,14 +17,14 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 import models
+from data import batches, datasets
 from models import checkpoints
-from sde_lib import from_config
+from sde_lib import ScoreFn, from_config
 from sde_lib.checks import require
-from training import datasets, settings, state_files
-from training.losses import BatchScore
+from training import settings, state_files
 from training.step import initial_state, keys, make_step, over_devices
 
-OnSnapshot = Callable[[int, BatchScore], None]
+OnSnapshot = Callable[[int, ScoreFn], None]
 
 
 def train(
@@ -102,14 +102,14 @@ def train(
         tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1) as metrics,
         tqdm(total=training.num_steps, initial=first, unit="step", disable=not progress) as bar,
     ):
-        batches = datasets.batches(
+        data = batches.batches(
             images,
             seed=config.seed,
             batch_size=training.batch_size,
             first_step=first + 1,
             last_step=training.num_steps,
         )
-        for step, batch in enumerate(batches, start=first + 1):
+        for step, batch in enumerate(data, start=first + 1):
             state, step_loss = step_fn(state, batch)
             window.add(step_loss)
             bar.update()

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sde_lib import SDE
+from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require, require_choice
 
 Sample = Float[Array, "*shape"]
 Time = Float[Array, ""]
 Batch = Float[Array, "b *shape"]
 Times = Float[Array, "b"]
-BatchScore = Callable[[Batch, Times], Batch]
 Weight = Callable[[Time], Any]  # scalar -> scalar
 
 # Training goes closer to the data than VP and sub-VP are sampled to (sde.eps is 1e-3 there), as published.
@@ -54,7 +53,7 @@ def weight_named(name: str, sde: SDE, sigma_data: float | None) -> Weight:
 
 
 def loss_at(
-    score_fn: BatchScore,
+    score_fn: ScoreFn,
     sde: SDE,
     images: Batch,
     t: Times,
@@ -86,7 +85,7 @@ def loss_at(
 
 
 def score_matching_loss(
-    score_fn: BatchScore,
+    score_fn: ScoreFn,
     sde: SDE,
     key: PRNGKeyArray,
     images: Batch,

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 import models
+from data import batches
 from models.layers import AnyArray
 from sde_lib import SDE
 from sde_lib.pytrees import register_dataclass
-from training import datasets
 from training.losses import score_matching_loss, weight_named
 
 Params = Any
@@ -85,7 +85,7 @@ def make_step(config: Any, model: nn.Module, sde: SDE) -> Step:
 
     def step(state: TrainState, images: UInt8[Array, "b h w c"]) -> tuple[TrainState, Float[Array, ""]]:
         data_key, loss_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
-        x0 = datasets.prepare(data_key, images, config.data)
+        x0 = batches.prepare(data_key, images, config.data)
 
         def loss_of(params: Params) -> Float[Array, ""]:
             def network(x: Array, label: Array) -> Any:

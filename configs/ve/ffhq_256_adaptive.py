@@ -13,7 +13,7 @@ from configs.ve.church_256_adaptive import get_config as church_config
 def get_config():
     config = church_config()
     config.sde.sigma_max = 348.0
-    config.solver.first_step = 0.01
+    config.solver_defaults.first_step = 0.01
     config.data.name = "ffhq"  # where its images are is said by config.data.path
     config.data.resize = "box"  # means of 4x4 pixels, as in the published TFRecords
     return config

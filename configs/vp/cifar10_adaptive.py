@@ -15,7 +15,7 @@ def get_config():
     config = base_config()
     config.sde.name = "vp"
     config.sde.eps = 1e-3
-    config.solver.eps_abs = 2 / 256
+    config.solver_defaults.eps_abs = 2 / 256
     config.data.name = "cifar10"
     config.data.image_size = 32
     config.data.num_channels = 3

@@ -10,8 +10,8 @@ def as_vp(config, *, checkpoint):
     """A small VE network's config with all that VP changes in it."""
     config.sde.name = "vp"
     config.sde.eps = 1e-3
-    config.solver.first_step = 0.01
-    config.solver.eps_abs = 2 / 256
+    config.solver_defaults.first_step = 0.01
+    config.solver_defaults.eps_abs = 2 / 256
     config.model.checkpoint = checkpoint
     config.model.embedding_type = "positional"
     config.model.sigma_data = 1.0

@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from tests.evaluation.object_store import memory_for_gs
+from tests.evaluation.store.object_store import memory_for_gs
 
 
 @pytest.fixture(params=["local", "gs"])

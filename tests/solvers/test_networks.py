@@ -19,7 +19,7 @@ def test_neither_batch_nor_order_changes_a_networks_samples(make_config):
     sde, score_fn = sde_lib.from_config(config.sde), models.load_score_fn(config)
 
     def draw(ids, batch_size):
-        solver = solvers.from_config(config.solver)
+        solver = solvers.from_config(config.solver, config.solver_defaults)
         settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "batch_size": batch_size}
         return solvers.sample(score_fn, sde, solver, sample_ids=ids, **settings)
 

@@ -6,7 +6,7 @@ import pytest
 
 from models.classifier import CLASSIFIERS, load_forward, weights_path
 from tests.conftest import SHARED
-from tests.training.sources import write_mnist
+from tests.data.sources import write_mnist
 from training import classifiers
 
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data import batches, datasets
 from sde_lib import VPSDE
 from tests.training.tiny import TinyNet, init_params, tiny_config
-from training import datasets, settings
+from training import settings
 from training.step import initial_state, keys, make_step, optimizer
 
 
@@ -24,7 +25,7 @@ def _run(config, steps, state=None):
     state = state or initial_state(config.training, init_params(config, keys(config.seed)[0]))
     step_fn, states, losses = make_step(config, TinyNet(), VPSDE()), [jax.device_get(state)], []
     for _ in range(steps):
-        rows = datasets.batch_rows(config.seed, int(state.step), config.training.batch_size, len(images))
+        rows = batches.batch_rows(config.seed, int(state.step), config.training.batch_size, len(images))
         state, loss = step_fn(state, jnp.asarray(images[rows]))
         states.append(jax.device_get(state))
         losses.append(float(loss))

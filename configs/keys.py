@@ -1,0 +1,109 @@
+"""What each key of a config decides: the samples, a training, or whether weights fit.
+
+A key that decides the samples is part of the identity of a workdir with samples (evaluation/runs/results.py).
+A key that decides a training is part of the identity of a workdir with a training (training/settings.py). A
+key that decides the weights must have the value with which a checkpoint was trained (models/checkpoints.py).
+Keys that decide nothing say how much is sampled, how it is batched, and where files are.
+"""
+
+from __future__ import annotations
+
+SAMPLES, TRAINING, WEIGHTS = "samples", "training", "weights"
+
+# A setting of a process or a solver decides the samples only where that process or solver has it, so the
+# identity takes these values from the objects; a solver's defaults are among them.
+DECIDES: dict[str, tuple[str, ...]] = {
+    "seed": (SAMPLES, TRAINING),
+    "compilation_cache": (),
+    "sde.name": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.sigma_min": (SAMPLES, TRAINING),
+    "sde.sigma_max": (SAMPLES, TRAINING),
+    "sde.beta_min": (SAMPLES, TRAINING),
+    "sde.beta_max": (SAMPLES, TRAINING),
+    "sde.eps": (SAMPLES,),  # training has an end time of its own
+    "sde.T": (SAMPLES, TRAINING),
+    "solver.name": (SAMPLES,),
+    "solver.denoise": (SAMPLES,),
+    "solver.eps_rel": (SAMPLES,),
+    "solver.eps_abs": (SAMPLES,),
+    "solver.safety": (SAMPLES,),
+    "solver.exponent": (SAMPLES,),
+    "solver.first_step": (SAMPLES,),
+    "solver.norm": (SAMPLES,),
+    "solver.extrapolate": (SAMPLES,),
+    "solver.use_previous": (SAMPLES,),
+    "solver.error_estimate": (SAMPLES,),
+    "solver.noise_on_rejection": (SAMPLES,),
+    "solver.num_steps": (SAMPLES,),
+    "solver.grid": (SAMPLES,),
+    "solver.rho": (SAMPLES,),
+    "solver.predictor": (SAMPLES,),
+    "solver.snr": (SAMPLES,),
+    "solver.corrector_steps": (SAMPLES,),
+    "solver.eta": (SAMPLES,),
+    "solver.order": (SAMPLES,),
+    "solver.rtol": (SAMPLES,),
+    "solver.atol": (SAMPLES,),
+    "solver.churn": (SAMPLES,),
+    "solver.churn_min": (SAMPLES,),
+    "solver.churn_max": (SAMPLES,),
+    "solver.churn_noise": (SAMPLES,),
+    "solver_defaults.first_step": (),
+    "solver_defaults.eps_abs": (),
+    "model.name": (SAMPLES, TRAINING, WEIGHTS),
+    "model.checkpoint": (),  # the hash of its content decides instead
+    "model.nf": (SAMPLES, TRAINING, WEIGHTS),
+    "model.ch_mult": (SAMPLES, TRAINING, WEIGHTS),
+    "model.num_res_blocks": (SAMPLES, TRAINING, WEIGHTS),
+    "model.attn_resolutions": (SAMPLES, TRAINING, WEIGHTS),
+    "model.dropout": (TRAINING,),
+    "model.resamp_with_conv": (SAMPLES, TRAINING, WEIGHTS),
+    "model.conditional": (SAMPLES, TRAINING, WEIGHTS),
+    "model.fir": (SAMPLES, TRAINING, WEIGHTS),
+    "model.fir_kernel": (SAMPLES, TRAINING, WEIGHTS),
+    "model.skip_rescale": (SAMPLES, TRAINING, WEIGHTS),
+    "model.resblock_type": (SAMPLES, TRAINING, WEIGHTS),
+    "model.progressive": (SAMPLES, TRAINING, WEIGHTS),
+    "model.progressive_input": (SAMPLES, TRAINING, WEIGHTS),
+    "model.progressive_combine": (SAMPLES, TRAINING, WEIGHTS),
+    "model.embedding_type": (SAMPLES, TRAINING, WEIGHTS),
+    "model.fourier_scale": (SAMPLES, TRAINING),  # the frequencies themselves are among the weights
+    "model.init_scale": (TRAINING,),
+    "model.scale_by_sigma": (SAMPLES, TRAINING, WEIGHTS),
+    "model.sigma_data": (SAMPLES, TRAINING, WEIGHTS),
+    "model.dtype": (SAMPLES, TRAINING),
+    "data.name": (SAMPLES, TRAINING),
+    "data.path": (TRAINING,),
+    "data.split": (TRAINING,),
+    "data.image_size": (SAMPLES, TRAINING, WEIGHTS),
+    "data.num_channels": (SAMPLES, TRAINING, WEIGHTS),
+    "data.crop": (TRAINING,),
+    "data.resize": (TRAINING,),
+    "data.centered": (SAMPLES, TRAINING, WEIGHTS),
+    "data.random_flip": (TRAINING,),
+    "data.uniform_dequantization": (TRAINING,),
+    "training.batch_size": (TRAINING,),
+    "training.num_steps": (),  # a training may go on for longer
+    "training.checkpoint_every": (),
+    "training.snapshot_every": (),
+    "training.log_every": (),
+    "training.weighting": (TRAINING,),
+    "training.learning_rate": (TRAINING,),
+    "training.warmup_steps": (TRAINING,),
+    "training.gradient_clip": (TRAINING,),
+    "training.ema_rate": (TRAINING,),
+    "eval.num_samples": (),
+    "eval.batch_size": (),
+    "eval.max_evaluations": (SAMPLES,),
+    "eval.features": (),
+    "eval.inception_weights": (),
+    "eval.shard_size": (),
+    "eval.reference": (),
+    "eval.fid_infinity": (),
+    "eval.compared": (),
+}
+
+
+def deciding(what: str) -> list[str]:
+    """The keys that decide ``what``: SAMPLES, TRAINING or WEIGHTS."""
+    return [key for key, decided in DECIDES.items() if what in decided]

@@ -1,0 +1,240 @@
+"""From shards to figures: the same numbers however the samples came, and the published NFE."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evaluation.metrics.features import load_features
+from evaluation.metrics.fid import Extrapolation, Source, fid, moments_of_images
+from evaluation.metrics.figures import check_options, evaluate, nfe_lockstep
+from evaluation.metrics.inception_score import inception_score
+from evaluation.metrics.kid import kid
+from evaluation.metrics.neighbours import precision_recall
+from evaluation.runs.plots import save_grid
+from evaluation.store.samples import Samples, SampleStore
+from training import classifiers
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_features("digits")
+
+
+def some_digits(ids: np.ndarray) -> Samples:
+    images, _ = classifiers.labelled_digits()
+    return Samples(
+        sample_ids=ids,
+        images=images[ids],
+        nfe=ids + 20,
+        accepted=ids // 2 + 5,
+        rejected=ids % 2,
+        status=(ids == 3).astype(int),
+    )
+
+
+def figures(shards, network, reference, num_samples=300, **options):
+    return evaluate(
+        shards,
+        num_samples=num_samples,
+        batch_size=64,
+        evaluations_per_step=2,
+        network=network,
+        reference=reference,
+        **options,
+    )
+
+
+def test_figures_are_those_of_all_samples_at_once(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images[300:], network, data="digits", split="the others")
+    samples = some_digits(np.arange(300))
+    found = figures([samples[:100], samples[100:101], samples[101:]], network, reference)
+    whole = moments_of_images(images[:300], network, data="digits", split="first 300")
+    assert found["fid"] == pytest.approx(fid(whole, reference), rel=1e-10)
+    expected_is = inception_score(network(images[:300])[1])
+    assert (found["is_mean"], found["is_std"]) == pytest.approx(expected_is, rel=1e-10)
+    assert {k: found[k] for k in ("num_samples", "nfe_mean", "nfe_max", "rejected", "failed")} == {
+        "num_samples": 300,
+        "nfe_mean": 20 + 299 / 2,
+        "nfe_max": 319,
+        "rejected": 0.5,
+        "failed": 1,
+    }
+
+
+def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    found = []
+    for name, pieces in (("at once", 1), ("interrupted", 9)):
+        order = np.arange(300) if pieces == 1 else np.random.default_rng(0).permutation(300)
+        for ids in np.array_split(order, pieces):
+            with SampleStore(tmp_path / name, identity="a", shard_size=128) as store:
+                store.add(some_digits(ids))
+        store = SampleStore(tmp_path / name, identity="a", shard_size=128)
+        options = {"replicates": 4, "fid_infinity": True, "compared": lambda: network(images[:20])[0]}
+        found.append(figures(store.shards(300), network, reference, **options))
+    assert found[0] == found[1]  # bitwise
+
+
+def test_optional_figures_are_those_of_the_functions(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    data = network(images[-120:])[0]
+    samples = some_digits(np.arange(300))
+    shards = [samples[:70], samples[70:130], samples[130:]]
+    found = figures(shards, network, reference, fid_infinity=True, compared=lambda: data)
+    features, _ = network(images[:300])
+    kept = features[:120]
+    assert {name: found[name] for name in ("precision", "recall", "density", "coverage")} == precision_recall(
+        kept, data
+    )
+    assert (found["compared"], found["kid"], found["kid_std"]) == (120, *kid(kept, data, block_size=60))
+    line = Extrapolation(num_samples=300, reference=reference)
+    source = Source.of(network, data="samples", split="all")
+    line.add(None, features, source)
+    assert found["fid_infinity"] == pytest.approx(line.result(found["fid"]), rel=1e-8)
+    # what is there without them is the same to the last bit, and no more
+    plain = figures(shards, network, reference)
+    assert plain.items() <= found.items()
+    assert found.keys() - plain.keys() == {
+        "fid_infinity",
+        "compared",
+        "kid",
+        "kid_std",
+        *precision_recall(kept, data),
+    }
+
+
+def test_intervals_are_around_the_figures_and_not_of_the_shards(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    samples = some_digits(np.arange(300))
+    whole = figures([samples], network, reference, replicates=16)
+    parts = figures([samples[:110], samples[110:]], network, reference, replicates=16)
+    for name, figure in (("nfe_interval", "nfe_mean"), ("is_interval", "is_mean"), ("fid_interval", "fid")):
+        assert whole[name] == pytest.approx(parts[name], rel=1e-8)  # but for the order of sums
+        low, high = whole[name]
+        assert low < high
+        assert high > 0.5 * whole[figure]
+    low, high = whole["nfe_interval"]
+    # 1.96 deviations of the mean of 20, 21, ..., 319, which 16 replicates show to 18 %
+    assert high - low == pytest.approx(2 * 1.96 * 300 / np.sqrt(12 * 300), rel=0.6)
+    assert low < whole["nfe_mean"] < high
+
+
+def test_no_interval_where_samples_are_too_few(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    with pytest.warns(UserWarning, match="FID of 29 samples"):
+        found = figures([some_digits(np.arange(29))], network, reference, num_samples=29, replicates=4)
+    assert (found["fid_interval"], found["is_interval"], found["nfe_interval"]) == (None, None, None)
+    found = figures([some_digits(np.arange(299))], network, reference, num_samples=299, replicates=4)
+    assert found["is_interval"] is None
+    assert None not in (found["fid_interval"], found["nfe_interval"])
+
+
+def test_counts_need_no_feature_network():
+    found = evaluate([some_digits(np.arange(5))], num_samples=5, batch_size=2, evaluations_per_step=1)
+    assert (found["fid"], found["is_mean"], found["is_std"]) == (None, None, None)
+    assert found["nfe_mean"] == 22
+    assert not {"fid_interval", "fid_infinity", "kid"} & found.keys()
+    found = evaluate(
+        [some_digits(np.arange(30))],
+        num_samples=30,
+        batch_size=2,
+        evaluations_per_step=1,
+        replicates=4,
+        fid_infinity=True,
+    )
+    assert (found["fid_interval"], found["is_interval"], found["fid_infinity"]) == (None, None, None)
+    assert found["nfe_interval"] is not None
+
+
+def test_lockstep_waits_for_the_slowest_of_each_batch():
+    # batches (1, 5), (2, 3), (4): slowest 5, 3, 4
+    assert nfe_lockstep(np.array([1, 5, 2, 3, 4]), 2, 2) == 2 * (5 + 3 + 4) / 3
+    assert nfe_lockstep(np.array([1, 5, 2, 3, 4]), 100, 2) == 10
+
+
+@pytest.mark.filterwarnings("ignore:FID of")
+def test_bad_input_is_refused_before_features_are_computed(network):
+    def never():
+        pytest.fail("shards were read")
+        yield
+
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images[:50], network, data="digits", split="first 50")
+    other = dataclasses.replace(reference, source=dataclasses.replace(reference.source, features_sha256="00"))
+    with pytest.raises(ValueError, match="features_sha256"):
+        figures(never(), network, other)
+    with pytest.raises(ValueError, match=r"config.eval.num_samples = 4: allowed is at least 10"):
+        figures(never(), network, reference, num_samples=4)
+    with pytest.raises(ValueError, match="samples = 5: allowed is 7"):
+        evaluate([some_digits(np.arange(5))], num_samples=7, batch_size=2, evaluations_per_step=1)
+    with pytest.raises(ValueError, match=r"config.eval.fid_infinity = True: allowed is from 240 samples"):
+        figures(never(), network, reference, num_samples=239, fid_infinity=True)
+    with pytest.raises(
+        ValueError, match=r"config.eval.compared = 50: allowed is .* to 40, of the 40 samples"
+    ):
+        figures(never(), network, reference, num_samples=40, compared=lambda: np.zeros((50, 48), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"compared": -1},
+            r"config.eval.compared = -1: allowed is 0 for none, or 4 .* to 300, of the 300 samp",
+        ),
+        ({"compared": 3}, r"config.eval.compared = 3: allowed is 0 for none, or 4"),
+        ({"compared": 301}, r"config.eval.compared = 301: .* set it to 300, or to 0"),
+        ({"compared": 200, "num_images": 150}, r"to 150, of the 300 samples and 150 images; set it to 150"),
+        ({"fid_infinity": True, "num_features": 64}, r"config.eval.fid_infinity = True: allowed is from 320"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(**{"num_samples": 300, "num_features": 48} | options)
+
+
+def test_options_that_can_be():
+    check_options(num_samples=3, num_features=48)
+    check_options(num_samples=300, num_features=48, fid_infinity=True, compared=300, num_images=300)
+    check_options(num_samples=4, num_features=48, compared=4)
+
+
+def test_few_samples_give_a_warning(network):
+    images, _ = classifiers.labelled_digits()
+    reference = moments_of_images(images, network, data="digits", split="all")
+    with pytest.warns(UserWarning, match="FID of 100 samples"):
+        figures([some_digits(np.arange(100))], network, reference, num_samples=100)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 1), (64, 8, 8, 1), (5, 32, 32, 3), (2, 48, 64, 3)])
+def test_grid_is_a_picture_of_bounded_size(tmp_path, shape):
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    save_grid(tmp_path / "samples.png", images, title="a title", caption="a caption")
+    header = (tmp_path / "samples.png").read_bytes()[:24]
+    assert header[1:4] == b"PNG"
+    width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    assert 1000 <= width <= 2000
+    assert height <= 2000
+
+
+def test_grid_keeps_each_pixel_a_square(tmp_path):
+    from matplotlib.image import imread
+
+    image = np.array([[0, 255], [100, 200]], np.uint8).reshape(1, 2, 2, 1)
+    save_grid(tmp_path / "samples.png", image, title="")
+    picture = np.rint(255 * imread(tmp_path / "samples.png")[..., :3]).astype(np.uint8)
+    # 240 pixels a side at most, under the margin and one line
+    square = picture[84:324, 32:272]
+    assert np.array_equal(square, image[0].repeat(120, axis=0).repeat(120, axis=1).repeat(3, axis=2))
+
+
+def test_grid_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file/samples.png"):
+        save_grid(tmp_path / "file" / "samples.png", np.zeros((1, 8, 8, 1), np.uint8), title="")
