@@ -1,11 +1,11 @@
-"""What each part of AdaptiveExponential is worth: it is taken away, or a setting is changed, on exact scores.
+"""Remove parts of AdaptiveExponential, or change a setting, and measure the effect on exact scores.
 
 python -m benchmarks.ablation [--json FILE] [--num_samples 4096]
 
-The mixtures of benchmarks/beyond.py with the narrowest and the widest modes, VE and VP, one seed, no final
-denoising. Mean NFE, and how far residual variance, mean log-likelihood and Fréchet distance are from those of
-true samples (benchmarks/exact_score.py explains all three); the row "true samples" is a second draw of these,
-and shows what the number of samples can tell apart.
+The problems are the mixtures of benchmarks/beyond.py with the narrowest and the widest modes, for VE and VP,
+with one seed and without final denoising. The table shows the mean NFE, and the residual variance, the mean
+log-likelihood and the Fréchet distance less those of true samples (benchmarks/exact_score.py explains all
+three). The row "true samples" is a second draw of true samples: smaller differences are noise.
 
     <problem>.<row>.nfe, .nfe_max_over_mean, .residual, .log_likelihood, .frechet     the names in --json
 """
@@ -33,11 +33,11 @@ MEASURES = ("residual", "log_likelihood", "frechet")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A variant: functions of the solver's module that others stand in for, and its settings."""
+    """A variant of the solver: the functions of its module that are replaced, and its settings."""
 
     name: str
     instead: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
-    tolerance: float = 1.0  # both tolerances, over the defaults
+    tolerance: float = 1.0  # factor on both default tolerances
     eta: float = 1.0
 
     def solver(self, problem: str) -> AdaptiveExponential:
@@ -55,7 +55,7 @@ ROWS = [
     Row(name="as it is"),
     *(Row(name=f"tolerance x {factor:g}", tolerance=factor) for factor in (4, 2, 0.5)),
     Row(name="b = 0", instead=NO_WIDTH),
-    # extrapolation, UniC's weight and Milne's error at eta = 1; at about as many evaluations
+    # extrapolation, UniC's weight and Milne's error at eta = 1; the tolerance gives about as many evaluations
     Row(name="as if G drifted", instead={"drift_of": lambda eta: 1.0}, tolerance=0.25),
     *(Row(name=f"eta {eta:g}", eta=eta) for eta in (0.75, 0.5, 0.25, 0.0)),
     Row(name="eta 0, b = 0", instead=NO_WIDTH, eta=0.0),
@@ -63,7 +63,7 @@ ROWS = [
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What each part of AdaptiveExponential is worth")
+    parser = argparse.ArgumentParser(description="The effect of each part of AdaptiveExponential")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--num_samples", type=int, default=4096)
     parsed = parser.parse_args(arguments)
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     truth = {problem: run(problem, None) for problem in PROBLEMS}
     records = {("true samples", problem): run(problem, None, seed=1) for problem in PROBLEMS}
     for row in tqdm(ROWS, unit="row"):
-        jax.clear_caches()  # compiled programs do not know that a function was replaced
+        jax.clear_caches()  # compiled programs would keep the function that is replaced
         with mock.patch.dict(vars(adaptive_exponential), row.instead):
             for problem in PROBLEMS:
                 records[row.name, problem] = run(problem, row.solver(problem))

@@ -1,36 +1,35 @@
-"""The adaptive exponential solver against the paper's and against tuned fixed grids: NFE at equal quality.
+"""Compare AdaptiveExponential with the paper's solver and with tuned fixed grids: NFE at equal quality.
 
 python -m benchmarks.beyond [--quick] [--json FILE] [--problems NAME,NAME] [--no_search] [--workdir DIR]
 
-Problems: mixture_ve_0.05 … mixture_vp_0.2 are benchmarks/mixture.py's exact scores around 1,797 digits, where
-solvers stop at eps and do not denoise; digits_ve, digits_vp, mnist_ve and mnist_vp are the shipped networks.
-A problem is run with the paper's solver at eps_rel 0.02, AdaptiveExponential as it is by default, and a
-search over fixed grids: every method, order and eta in ``fixed``, on two grids, at growing numbers of steps.
-On the digits' networks every solver of the library is run with 8 to 400 evaluations, too, for the plot; those
-runs are of fewer samples, and their FID is larger for it.
+The problems mixture_ve_0.05 … mixture_vp_0.2 are the exact scores of benchmarks/mixture.py around 1,797
+digits, where solvers stop at eps and do not denoise. The problems digits_ve, digits_vp, mnist_ve and mnist_vp
+are the shipped networks. On each problem run the paper's solver at eps_rel 0.02, AdaptiveExponential with its
+defaults, and a search over fixed grids: every method, order and eta in ``fixed``, on two grids, at growing
+numbers of steps. For the plot, every solver of the library also runs on the digits networks with 8 to 400
+evaluations; these runs have fewer samples, and therefore a larger FID.
 
-Quality is how far each measured number is from the truth: for the mixtures the mean log-likelihood and the
-residual variance from their expectations, and the Fréchet distance from 0 (benchmarks/exact_score.py explains
-all three); for the networks FID (lower is better) and Inception Score (higher is better). It is equal where
-no number is worse than the paper's solver's by more than the deviation over the paper's solver's seeds.
+Quality is the distance of each measured figure from the truth. For the mixtures, these are the mean
+log-likelihood and the residual variance, compared with their expectations, and the Fréchet distance, compared
+with 0 (benchmarks/exact_score.py explains all three). For the networks, they are FID (lower is better) and
+Inception Score (higher is better). Two solvers have equal quality if no figure is worse than the paper's
+solver's by more than the standard deviation over the paper's solver's seeds.
 
     <problem>.nfe_ratio     mean NFE over the paper's solver's
-    <problem>.quality_ok    1 where quality is equal, 0 where not
-    <problem>.nfe_mean, nfe_max_over_mean, failed       of all our samples at the default
-    <problem>.best_fixed_nfe, fixed_ratio     the least NFE of a fixed grid whose quality equals the paper's
-                            solver's (NaN: none in the search), and ours over it
-    <problem>.best_fixed_as_ours_nfe, fixed_as_ours_ratio     the same for a quality that equals ours
+    <problem>.quality_ok    1 if the quality is equal, else 0
+    <problem>.nfe_mean, nfe_max_over_mean, failed       of all our samples with the defaults
+    <problem>.best_fixed_nfe, fixed_ratio     the least NFE of a fixed grid with the quality of the paper's
+                            solver (NaN if the search found none), and our NFE over it
+    <problem>.best_fixed_as_ours_nfe, fixed_as_ours_ratio     the same for the quality of ours
 
 The fixed grids are searched with one seed. "noisy" rows have a score with 5 % of noise on every element.
-Every run is a file below the workdir, named by all that determines it: a killed benchmark goes on where it
-was, and two can share the work by --problems. The plot there is beyond.png.
+Every run is a file below the workdir, named by a hash of all that determines it. A killed benchmark is
+resumed by the same command, and two can share the work by --problems. The plot is beyond.png in the workdir.
 """
 
 import argparse
 import dataclasses
-import functools
 import hashlib
-import importlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -46,14 +45,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from tqdm import tqdm
 
-import main as command
+import configs
 import models
 import sde_lib
 import solvers
-from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
-from benchmarks.report import machine, write_json
+from benchmarks.exact_score import adaptive, code_of, figures_of_samples
+from benchmarks.mixture import SHAPE, digits_mixture
+from benchmarks.report import kept, machine, names_in, write_json
 from evaluation.metrics import fid
 from evaluation.metrics.inception_score import inception_score
+from evaluation.runs import measurement
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from evaluation.store.samples import to_uint8
@@ -86,40 +87,32 @@ MANY_SAMPLES = 10_000  # for failures and the spread of NFE
 SEEDS, BATCH_SIZE, MAX_EVALUATIONS = 5, 512, 4000
 STEPS = {"mixture": (12, 16, 20, 25, 30, 40), "digits": (20, 30), "mnist": (20, 30)}
 FRONT = (8, 20, 50, 130, 400)  # evaluations
-# the numbers whose truth is at an end; the others have an expectation
+# figures that are best at an extreme; the others are best at their expectation
 LOWER_IS_BETTER = {"frechet": True, "fid": True, "is_mean": False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One run of one solver, and its name in the table; solver None draws true samples."""
+    """One run of one solver, with its name in the table; solver None stands for true samples."""
 
     problem: str
     name: str
     solver: Any
     seed: int
     num_samples: int
-    noise: float = 0.0  # of the score, relative, on every element
+    noise: float = 0.0  # relative noise on every element of the score
 
     @property
     def identity(self) -> str:
-        what = [self.problem, repr(self.solver), self.seed, self.num_samples, self.noise]
-        what.append(_code(type(self.solver)))
+        """A hash of all that determines the samples, the solver's code included."""
+        modules = ("benchmarks.mixture",)
+        modules += () if self.solver is None else (type(self.solver).__module__,)
+        what = [self.problem, repr(self.solver), self.seed, self.num_samples, self.noise, code_of(modules)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
-@functools.cache
-def _code(solver: type) -> str:
-    """A hash of the solver's own module."""
-    if solver is type(None):
-        return ""
-    return hashlib.sha256(
-        Path(importlib.import_module(solver.__module__).__file__ or "").read_bytes()
-    ).hexdigest()
-
-
 def paper(ve: bool) -> Adaptive:
-    return Adaptive(eps_rel=0.02, eps_abs=1 / 256 if ve else 2 / 256, first_step=0.5 if ve else 0.01)
+    return adaptive(0.02, ve)
 
 
 def ours(ve: bool, **settings: Any) -> AdaptiveExponential:
@@ -139,7 +132,7 @@ def fixed(num_steps: int) -> Iterator[tuple[str, Any]]:
 
 
 def front(ve: bool) -> Iterator[tuple[str, Any]]:
-    """Every solver of the library, once, as it is by default but for its tolerance or number of steps."""
+    """Every solver of the library with its defaults, at several tolerances or numbers of steps."""
     for eps_rel in (0.08, 0.04, 0.02, 0.01, 0.005):
         yield f"ours, eps_rel {eps_rel:g}", ours(ve, eps_rel=eps_rel)
         yield f"ours at eta 0, eps_rel {eps_rel:g}", ours(ve, eps_rel=eps_rel, eta=0.0)
@@ -149,7 +142,7 @@ def front(ve: bool) -> Iterator[tuple[str, Any]]:
         yield "ancestral", AncestralSampling(num_steps=n)
         corrected = ReverseDiffusion(num_steps=n // 2)
         yield "predictor-corrector", PredictorCorrector(predictor=corrected, snr=0.16 if ve else 0.01)
-        if n == FRONT[-1]:  # the others no longer change there
+        if n == FRONT[-1]:  # the others no longer improve there
             break
         yield "DPM++ 2M", DPMSolverPP(num_steps=n, order=2)
         yield "DPM++ 3M", DPMSolverPP(num_steps=n, order=3)
@@ -162,11 +155,11 @@ def front(ve: bool) -> Iterator[tuple[str, Any]]:
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
         yield f"RK45, tolerance {tolerance:g}", RK45(rtol=tolerance, atol=tolerance)
     for eps_rel in (0.5, 0.1, 0.05, 0.02, 0.01):
-        yield f"paper, eps_rel {eps_rel:g}", dataclasses.replace(paper(ve), eps_rel=eps_rel)
+        yield f"paper, eps_rel {eps_rel:g}", adaptive(eps_rel, ve)
 
 
 def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Task]:
-    """The seeds of ours and the paper's first, then the search."""
+    """The runs in order: our solver and the paper's at all seeds, the search, the runs for the plot."""
     for problem in problems:
         family, ve = problem.partition("_")[0], "_ve" in problem
         common: dict[str, Any] = {"problem": problem}
@@ -200,13 +193,9 @@ def tasks(problems: Sequence[str], *, quick: bool, search: bool) -> Iterator[Tas
 
 
 def measured(path: Path, task: Task) -> dict[str, float]:
-    """The record of a task: read, or made and written."""
-    if path.exists():
-        return json.loads(path.read_text())
-    record = (on_mixture if task.problem.startswith("mixture") else on_network)(task)
-    with atomic_file(path) as file:
-        file.write(json.dumps(record | {"task": str(task)}, indent=1).encode())
-    return record
+    """The record of a task, from its file if it is there."""
+    measure = on_mixture if task.problem.startswith("mixture") else on_network
+    return kept(path, task, measure)
 
 
 def counts(solution: Any) -> dict[str, float]:
@@ -215,7 +204,7 @@ def counts(solution: Any) -> dict[str, float]:
 
 
 def noisy_score(score_fn: Any, noise: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-    """The score times 1 + noise N(0, 1); the same x gives the same numbers, as a network's error would."""
+    """The score times 1 + noise N(0, 1); like a network's error, the noise is a function of x."""
 
     def factor(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x.ravel()[0], jnp.uint32)
@@ -244,51 +233,43 @@ def on_mixture(task: Task) -> dict[str, float]:
             max_evaluations=MAX_EVALUATIONS,
         )
         x, record = solution.x, counts(solution)
-    t = jnp.full(len(x), sde.eps, x.dtype)
-    unit, pixels = pixel_unit(sde), math.prod(SHAPE)
-    flat = x.reshape(len(x), -1).astype(np.float64) / unit
-    mean, covariance = mixture.moments(sde, sde.eps)
-    # as densities of pixels in [0, 1]
-    log_likelihood = float(jnp.mean(mixture.log_density(sde, jnp.asarray(x), t))) + pixels * math.log(unit)
-    distance = fid.frechet_distance(
-        flat.mean(axis=0), np.cov(flat, rowvar=False), mean / unit, covariance / unit**2
-    )
-    residual = float(jnp.mean(mixture.residual(sde, jnp.asarray(x), t)))
-    return record | {"log_likelihood": log_likelihood, "frechet": distance, "residual": residual}
+    figures = figures_of_samples(mixture, sde, x)
+    return record | {name: figures[name] for name in ("log_likelihood", "frechet", "residual")}
 
 
 def on_network(task: Task) -> dict[str, float]:
     data, _, name = task.problem.partition("_")
-    config = command.config_of(f"{name}/{data}_adaptive")
+    config = configs.load(f"{name}/{data}_adaptive")
     sde = sde_lib.from_config(config.sde)
     solution = solvers.sample(
         models.load_score_fn(config),
         sde,
         task.solver,
         key=jax.random.key(task.seed),
-        shape=(config.data.image_size, config.data.image_size, config.data.num_channels),
+        shape=configs.image_shape(config),
         num_samples=task.num_samples,
         batch_size=64,
         max_evaluations=MAX_EVALUATIONS,
     )
-    measures = command.measures(config)
-    network = measures["network"]
+    measured = measurement.from_config(config, num_samples=task.num_samples)
+    network, reference = measured.network, measured.reference
+    assert reference is not None  # the shipped networks come with the statistics of their data
     features, logits = network(to_uint8(solution.x, centered=config.data.centered))
     source = fid.Source.of(network, data="samples", split="all")
     return counts(solution) | {
-        "fid": fid.fid(fid.Moments.of(features, source), measures["reference"]),
+        "fid": fid.fid(fid.Moments.of(features, source), reference),
         "is_mean": inception_score(logits)[0],
     }
 
 
-Runs = dict[str, list[dict[str, float]]]  # by the row's name and setting, one record a seed
+Runs = dict[str, list[dict[str, float]]]  # row name with its setting -> one record a seed
 
 
 def grouped(records: dict[Task, dict[str, float]], problem: str, *, of_front: bool = False) -> Runs:
     runs: Runs = {}
     for task, record in records.items():
         if task.problem == problem and (task.num_samples == FRONT_SAMPLES) == of_front:
-            # a predictor-corrector's steps are its predictor's
+            # a predictor-corrector has the number of steps of its predictor
             has_steps = hasattr(getattr(task.solver, "predictor", task.solver), "num_steps")
             row = f"{task.name}, {record['nfe']:.0f}" if has_steps else task.name
             runs.setdefault(row, []).append(record)
@@ -296,9 +277,9 @@ def grouped(records: dict[Task, dict[str, float]], problem: str, *, of_front: bo
 
 
 def badness(runs: Runs, row: str) -> dict[str, float]:
-    """How bad each number is, the more the worse: the distance of its mean to the truth's."""
+    """The distance of each figure's mean from the truth; larger is worse."""
     bad = {}
-    for number in runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "task"}:
+    for number in runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "run"}:
         mean = float(np.mean([record[number] for record in runs[row]]))
         if number in LOWER_IS_BETTER:
             bad[number] = mean if LOWER_IS_BETTER[number] else -mean
@@ -308,7 +289,7 @@ def badness(runs: Runs, row: str) -> dict[str, float]:
 
 
 def equal_quality(runs: Runs, row: str, *, to: str = "paper") -> bool:
-    """Not worse than another row, by default the paper's solver, by more than that one's seeds differ."""
+    """Whether no figure is worse than another row's by more than that row's deviation over its seeds."""
     limits = badness(runs, to)
     for number, limit in limits.items():
         spread = np.std([record[number] for record in runs[to]], ddof=1)
@@ -345,7 +326,7 @@ def table(records: dict[Task, dict[str, float]], problems: Sequence[str]) -> str
     parts = []
     for problem in problems:
         runs = grouped(records, problem)
-        numbers = sorted(runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "task"})
+        numbers = sorted(runs["paper"][0].keys() - {"nfe", "nfe_max", "failed", "run"})
         rows = []
         for row in sorted(runs, key=lambda row: float(np.mean([r["nfe"] for r in runs[row]]))):
             cells = [row, f"{np.mean([r['nfe'] for r in runs[row]]):.1f}"]
@@ -364,13 +345,13 @@ def table(records: dict[Task, dict[str, float]], problems: Sequence[str]) -> str
 
 
 def line_of(row: str) -> str:
-    """What a row belongs to in the plot: its method, without the number of steps or the tolerance."""
+    """The plot's line that a row belongs to: its name without the number of steps or the tolerance."""
     name, _, setting = row.rpartition(", ")
     return name if setting.isdecimal() or setting.startswith(("eps_rel", "tolerance")) else row
 
 
 def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[str]) -> None:
-    """A panel a problem: FID, or how wrong the residual variance is, by NFE; a line a method."""
+    """Plot FID, or the error of the residual variance, by NFE: a panel a problem, a line a method."""
     columns = min(2, len(problems))
     rows = -(-len(problems) // columns)
     figure = Figure(figsize=(5.5 * columns + 2, 4 * rows), dpi=110, layout="constrained")
@@ -392,7 +373,7 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
             if row == "truth" or "noisy" in row or "many" in row:
                 continue
             value = float(np.mean([record[number] for record in runs]))
-            value = value if number == "fid" else max(abs(value - 1), 1e-3)  # what the samples can tell
+            value = value if number == "fid" else max(abs(value - 1), 1e-3)  # the samples resolve no less
             lines.setdefault(line_of(row), []).append((float(np.mean([r["nfe"] for r in runs])), value))
         for label, points in lines.items():
             i = len(styles)
@@ -414,15 +395,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one mixture, few samples, in a minute or two")
+    parser.add_argument(
+        "--quick", action="store_true", help="one mixture with few samples, in a minute or two"
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--problems", help=f"some of {', '.join(PROBLEMS)}, by comma")
-    parser.add_argument("--no_search", action="store_true", help="leave the fixed grids out")
+    parser.add_argument("--problems", help=f"some of {', '.join(PROBLEMS)}, separated by commas")
+    parser.add_argument("--no_search", action="store_true", help="leave out the fixed grids")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_beyond"))
     parsed = parser.parse_args(arguments)
-    problems = parsed.problems.split(",") if parsed.problems else PROBLEMS[:1] if parsed.quick else PROBLEMS
-    if unknown := sorted(set(problems) - set(PROBLEMS)):
-        parser.error(f"--problems = {','.join(unknown)}: allowed are {', '.join(PROBLEMS)}")
+    default = PROBLEMS[:1] if parsed.quick else PROBLEMS
+    problems = names_in(parser, "--problems", parsed.problems, PROBLEMS, default)
 
     make_folder(parsed.workdir / "runs")
     records = {}

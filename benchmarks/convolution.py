@@ -1,4 +1,4 @@
-"""The machine's rate in one 3x3 convolution, which the networks' rates are compared with."""
+"""The machine's rate in one 3x3 convolution, the yardstick for the networks' rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-SIDE, CHANNELS = 32, 128  # of the images: those of the widest layers of the CIFAR-10 networks
+SIDE, CHANNELS = 32, 128  # as in the widest layers of the CIFAR-10 networks
 
 
 def one_convolution(batch_size: int) -> tuple[Callable[[], Any], float]:
-    """A 3x3 convolution of 128 channels at 32x32 in float32, compiled; and its operations."""
+    """A compiled 3x3 convolution of 128 channels at 32x32 in float32, and its number of operations."""
     x = jnp.ones((batch_size, SIDE, SIDE, CHANNELS))
     kernel = jnp.full((3, 3, CHANNELS, CHANNELS), 1e-3)
     convolve = jax.jit(
@@ -32,9 +32,9 @@ def one_convolution(batch_size: int) -> tuple[Callable[[], Any], float]:
 
 
 def operations(function: Callable[..., Any], *arguments: Any) -> float:
-    """Multiplications and additions in the convolutions and matrix products of a function.
+    """Count the multiplications and additions in the convolutions and matrix products of a function.
 
-    Those with the zeros that a convolution inserts between its input's pixels do not count.
+    Operations on the zeros that a convolution inserts between its input's pixels do not count.
     """
 
     def of(jaxpr: Any) -> float:
@@ -57,6 +57,7 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def seconds(task: Callable[[], Any]) -> float:
+    """The time that a task takes, which has to wait for its result itself."""
     start = time.perf_counter()
     task()
     return time.perf_counter() - start

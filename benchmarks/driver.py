@@ -1,24 +1,25 @@
-"""What the driver adds to the network's own time, and how busy it keeps the lanes.
+"""Measure what the driver adds to the network's own time, and how busy it keeps the lanes.
 
 python -m benchmarks.driver [--json FILE] [--mnist] [--turns 4] [--digits_samples 256]
                             [--cifar10_evaluations 3] [--num_samples 4096] [--exact_samples 16384]
 
-The driver's time for an evaluation of the network, in all its lanes, against that of the jitted network
-called as often in a bare loop at the same batch, on one device: the shipped digits network at batch 64, and
-ve/cifar10 at its full size with random weights at batch 16, each sample cut off after a few evaluations. The
-two take turns, and the best turn of each counts: what disturbs a run only ever makes it slower. The driver's
-time holds the solver's own arithmetic, noise included. In the bare loop a call waits for the one before, as a
-sampler's has to: on CPUs, calls that did not would run side by side and be faster than any sampler can be.
+The overhead compares two times for one evaluation of a batch, on one device: that of the driver, and that of
+the jitted network called equally often in a bare loop at the same batch size. The networks are the shipped
+digits network at batch 64, and ve/cifar10 at full size with random weights at batch 16, where each sample is
+cut off after a few evaluations. The two take turns and the best turn of each counts, because a disturbance
+can only make a run slower. The driver's time includes the solver's own arithmetic and noise. Each call in the
+bare loop waits for the one before, as in a sampler: on CPUs, independent calls would run side by side and be
+faster than any sampler can be.
 
     <network>.overhead             the driver's seconds over the bare loop's, less 1
-    <network>.lane_utilization     useful evaluations over lanes × iterations: of the digits network (and with
-                                   --mnist, MNIST's) for --num_samples, of a Gaussian's exact score for
-                                   --exact_samples, at batch 64
+    <network>.lane_utilization     useful evaluations over lanes × iterations, at batch 64: --num_samples of
+                                   the digits network (and of MNIST's with --mnist), and --exact_samples of a
+                                   Gaussian's exact score
 
-The digits and MNIST networks are sampled from with the paper's solver at eps_rel 0.50, not the 0.02 of their
-configs, so that this ends in four minutes on 2 cores; MNIST takes eight more. That flatters nothing: samples
-end and start seven times as often among as many evaluations, and what they need differs more (by 7 % of its
-mean on the digits, instead of 2 %).
+The digits and MNIST networks are sampled with the paper's solver at eps_rel 0.50 instead of the 0.02 of their
+configs, so that the benchmark ends in four minutes on 2 cores; MNIST takes eight more. This makes the task
+harder for the driver: for the same number of evaluations, samples end and start seven times as often, and the
+evaluations per sample vary more (by 7 % of their mean on the digits, instead of 2 %).
 """
 
 import argparse
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+import configs
 import models
 import sde_lib
 import solvers
@@ -50,7 +52,9 @@ EPS_REL = 0.5
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The driver's overhead and its lane utilization")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--mnist", action="store_true", help="also lane utilization on MNIST, eight minutes")
+    parser.add_argument(
+        "--mnist", action="store_true", help="also measure lane utilization on MNIST, eight minutes"
+    )
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--digits_samples", type=int, default=256)
     parser.add_argument("--cifar10_evaluations", type=int, default=3)
@@ -102,35 +106,46 @@ def main(arguments: list[str] | None = None) -> None:
 def random_network(config: Any) -> Any:
     """The score function of a config's network with random weights.
 
-    Not those that training starts from: to compile what makes them takes longer than to measure the network.
+    These are not the weights that training starts from: compiling their initialization takes longer than
+    measuring the network.
+    """
+    network = models.build(config)
+    return network.score_fn(sde_lib.from_config(config.sde), random_weights(network.abstract_params()))
+
+
+def random_weights(expected: Any, *, gain: float = 1.0) -> Any:
+    """Random arrays in the shapes of a tree, of a scale that preserves the activations' scale.
+
+    Zeros, or activations that vanish or overflow, could be faster or slower than real ones.
+
+    Args:
+        expected: a pytree of arrays' shapes; kernels have their outputs as the last axis.
+        gain: variance of a kernel's entries times the number of its inputs; 2 for ReLU networks.
     """
     generator = np.random.default_rng(0)
 
     def random(leaf: Any) -> jax.Array:
-        # of a size that keeps the activations' size
-        spread = 1 / math.sqrt(math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
+        spread = math.sqrt(gain / math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
         return jnp.asarray(generator.standard_normal(leaf.shape, np.float32) * np.float32(spread))
 
-    params = jax.tree.map(random, models.abstract_params(config))
-    return models.score_fn(config, sde_lib.from_config(config.sde), params)
+    return jax.tree.map(random, expected)
 
 
 def drawn(score_fn: Any, *, config: Any, **settings: Any) -> solvers.Solution:
-    """Samples of a config from one device."""
-    size, channels = config.data.image_size, config.data.num_channels
+    """Draw samples with a config's process and solver, on one device."""
     return solvers.sample(
         score_fn,
         sde_lib.from_config(config.sde),
         solvers.from_config(config.solver, config.solver_defaults),
         key=jax.random.key(0),
-        shape=(size, size, channels),
+        shape=configs.image_shape(config),
         devices=jax.local_devices()[:1],
         **settings,
     )
 
 
 def compared(score_fn: Any, *, config: Any, batch_size: int, turns: int, **settings: Any) -> dict[str, float]:
-    """Seconds for an evaluation of a batch by the driver and by a bare loop, each in its best turn."""
+    """Seconds for one evaluation of a batch by the driver and by a bare loop, each in its best turn."""
     bare = bare_loop(score_fn, config=config, batch_size=batch_size)
     best = {"driver": math.inf, "bare loop": math.inf}
     for _ in range(turns):
@@ -142,9 +157,8 @@ def compared(score_fn: Any, *, config: Any, batch_size: int, turns: int, **setti
 
 
 def bare_loop(score_fn: Any, *, config: Any, batch_size: int) -> Callable[[int], float]:
-    """How many calls -> seconds for each, of the jitted network, compiled; on one device."""
-    size, channels = config.data.image_size, config.data.num_channels
-    x = jax.random.normal(jax.random.key(1), (batch_size, size, size, channels))
+    """A function from a number of calls of the compiled network to the seconds for each, on one device."""
+    x = jax.random.normal(jax.random.key(1), (batch_size, *configs.image_shape(config)))
     t = jnp.full(batch_size, 0.5)
     jax.block_until_ready(_score_after(score_fn, x, t, x))
 
@@ -161,7 +175,7 @@ def bare_loop(score_fn: Any, *, config: Any, batch_size: int) -> Callable[[int],
 
 @jax.jit
 def _score_after(score_fn: Any, x: jax.Array, t: jax.Array, before: jax.Array) -> jax.Array:
-    # 0 · before is not nothing to the compiler, which cannot know that it is finite
+    # makes each call wait for the last: 0 · before can be NaN, so the compiler cannot drop it
     return score_fn(x, t + 0 * before[:, 0, 0, 0])
 
 

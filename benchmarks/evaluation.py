@@ -1,14 +1,16 @@
-"""How fast images get their Inception features, two sets of 2048 features their FID, and in how much memory.
+"""Measure the speed of Inception features and of FID at 2048 features, and the memory that both take.
 
 python -m benchmarks.evaluation [--only inception|frechet|moments] [--json FILE]
 
-Both speeds are measured against something that the same machine does in the same run, in turns, the best of
-each: the network's multiplications a second against those of one 3x3 convolution of 128 channels at 32x32,
-and the distance against scipy.linalg.sqrtm of the product of the covariances. On 2 cores all of it takes two
-minutes. The network's weights are random; that makes no difference to its speed.
+Both speeds are compared with a yardstick on the same machine in the same run. The two take turns, and the
+best turn of each counts. For the network, the yardstick is the rate of one 3x3 convolution of 128 channels at
+32x32; for the Fréchet distance, it is scipy.linalg.sqrtm of the product of the covariances. All parts
+together take two minutes on 2 cores. The network's weights are random, which makes no difference to its
+speed.
 
-Memory is the most that the evaluation of samples has at a time, above what is there once the network has run:
-moments, intervals and the distance at the end. The samples of the second run are four times as many.
+The memory is the peak during the evaluation of samples, less what the process holds once the network has run.
+It includes the feature statistics, the intervals and the distance at the end. The second run has four times
+as many samples.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +28,14 @@ import numpy as np
 import scipy.linalg
 
 from benchmarks.convolution import one_convolution, operations, seconds
+from benchmarks.driver import random_weights
 from benchmarks.report import machine, write_json
-from evaluation.metrics.bootstrap import REPLICATES
 from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.fid import frechet_distance, moments_of_images
+from evaluation.metrics.fid import frechet_distance
 from evaluation.metrics.figures import evaluate
 from evaluation.metrics.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
+from evaluation.metrics.measurement import Measurement
+from evaluation.metrics.reference import compute
 from evaluation.store.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def inception() -> dict[str, float]:
-    """Images a second from uint8 to features on the host, and their rate over a convolution's."""
+    """Images a second from uint8 to features on the host, and the network's rate over a convolution's."""
     network, of_one_batch = random_inception()
     images = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, 32, 32, 3), np.uint8)
 
@@ -83,17 +86,10 @@ def inception() -> dict[str, float]:
 
 
 def random_inception() -> tuple[FeatureNetwork, float]:
-    """The network with random weights, and its operations for one batch."""
+    """The network with random weights, and its number of operations for one batch."""
     model = Inception()
     images = jax.ShapeDtypeStruct((BATCH_SIZE, 32, 32, 3), jnp.uint8)
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    generator = np.random.default_rng(0)
-
-    def random(leaf: Any) -> jax.Array:
-        # of a size that keeps the activations' size; zeros and infinities can be faster or slower
-        spread = np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
-        return jnp.asarray(generator.standard_normal(leaf.shape, np.float32) * np.float32(spread))
-
     network = FeatureNetwork(
         name="inception",
         sha256="random weights",
@@ -101,7 +97,7 @@ def random_inception() -> tuple[FeatureNetwork, float]:
         num_features=NUM_FEATURES,
         num_classes=NUM_CLASSES,
         image_shape=IMAGE_SHAPE,
-        forward=jax.tree_util.Partial(model.apply, jax.tree.map(random, expected)),
+        forward=jax.tree_util.Partial(model.apply, random_weights(expected, gain=2.0)),
         batch_size=BATCH_SIZE,
     )
     return network, operations(model.apply, expected, images)
@@ -110,7 +106,7 @@ def random_inception() -> tuple[FeatureNetwork, float]:
 def frechet() -> dict[str, float]:
     """Seconds for the distance of two Gaussians of 2048 dimensions, by us and by scipy's square root."""
     generator = np.random.default_rng(0)
-    # variances over six orders of magnitude, as features have, and no axes in common
+    # as for real features, the variances span six orders of magnitude; the two have no axes in common
     scales = np.logspace(0, -3, NUM_FEATURES)
     mix = generator.standard_normal((NUM_FEATURES, NUM_FEATURES)) / np.sqrt(NUM_FEATURES)
     first, second = (
@@ -140,7 +136,7 @@ def frechet() -> dict[str, float]:
 
 
 def moments() -> dict[str, float]:
-    """Megabytes (10^6 bytes) that evaluating takes at most, for two numbers of samples."""
+    """Peak megabytes (10^6 bytes) of an evaluation, for two numbers of samples."""
     return {
         "moments.megabytes": peak_in_new_process(FEW_SAMPLES),
         "moments.megabytes_of_4_times": peak_in_new_process(4 * FEW_SAMPLES),
@@ -148,10 +144,10 @@ def moments() -> dict[str, float]:
 
 
 def peak_in_new_process(num_samples: int) -> float:
-    """``peak_of_evaluation`` without what this process holds.
+    """``peak_of_evaluation`` in a new process, free of what this one holds.
 
     Raises:
-        subprocess.CalledProcessError: where it fails, or there is no /proc to ask (it is Linux's).
+        subprocess.CalledProcessError: if the process fails; it needs Linux's /proc.
     """
     code = f"from benchmarks.evaluation import peak_of_evaluation; print(peak_of_evaluation({num_samples}))"
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -160,7 +156,7 @@ def peak_in_new_process(num_samples: int) -> float:
 
 
 def peak_of_evaluation(num_samples: int) -> float:
-    """Megabytes at the peak of evaluating so many samples at 2048 features, above those of the network."""
+    """Peak megabytes of evaluating so many samples at 2048 features, above the network's own."""
     generator = np.random.default_rng(0)
     kernel = jnp.asarray(generator.standard_normal((64, NUM_FEATURES), np.float32))
     network = FeatureNetwork(
@@ -188,16 +184,17 @@ def peak_of_evaluation(num_samples: int) -> float:
 
     network(next(shards()).images)  # compiles
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present use
     before = _resident("VmRSS")
     evaluate(
         shards(),
         num_samples=num_samples,
         batch_size=1,
         evaluations_per_step=1,
-        network=network,
-        reference=moments_of_images(next(shards()).images, network, data="noise", split="all"),
-        replicates=REPLICATES,
+        measurement=Measurement(
+            network=network,
+            reference=compute([next(shards()).images], network, data="noise", split="all"),
+        ),
     )
     return (_resident("VmHWM") - before) / 1e6
 
@@ -208,7 +205,7 @@ def _layer(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _resident(name: str) -> float:
-    """Bytes of this process's memory: VmRSS now, VmHWM at most so far."""
+    """Bytes of this process's memory: VmRSS is the present use, VmHWM the peak so far."""
     status = Path("/proc/self/status").read_text()
     return 1024 * float(status.partition(f"{name}:")[2].split()[0])
 

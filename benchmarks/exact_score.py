@@ -1,24 +1,26 @@
-"""Every solver on an exact score: what they do to samples of which all is known, by evaluations.
+"""Run every solver on an exact score, and compare its samples with the known distribution, by evaluations.
 
 python -m benchmarks.exact_score [--quick] [--json FILE] [--solvers NAME,NAME] [--sdes ve,vp] [--workdir DIR]
 
 The data are a Gaussian mixture around scikit-learn's 1,797 digits (benchmarks/mixture.py), at three
-bandwidths in units of images in [0, 1]. Solvers stop at t = eps and do not denoise: there the truth is the
-mixture's own marginal, with density, moments and residuals in closed form, and a solver that makes no error
-has exactly these. (What a last denoising step makes of it has no closed form; it would add one evaluation.)
+bandwidths in units of images in [0, 1]. Solvers stop at t = eps and do not denoise. There the true
+distribution is the mixture's own marginal, whose density, moments and residuals have a closed form, and the
+samples of an exact solver match all of them. (After a final denoising step, which would cost one more
+evaluation, there is no closed form.)
 
-    Fréchet     distance of the samples' moments to the true ones, in pixels of [0, 1]; true samples are
-                above 0 too, as so many are, and the table shows by how much
+    Fréchet     distance of the samples' mean and covariance to the true ones, in pixels of [0, 1]; for a
+                finite number of true samples it is above 0 too, and the table shows by how much
     log p       mean log-likelihood of the samples under the truth, in nats an image of pixels in [0, 1]
-    residual    mean squared distance to the centre that the sample is from, over the true one; 1 is right
-    modes       centres that some sample is nearest to, over those that as many true samples hit
+    residual    mean squared distance of a sample to the centre it came from, over the true one; 1 is right
+    modes       number of centres nearest to some sample, over the number that as many true samples hit
 
-How rejected steps should draw their noise is the same benchmark with three of its rows:
+Three of the rows compare how rejected steps can draw their noise:
 
 python -m benchmarks.exact_score --solvers adaptive,adaptive_hold,adaptive_bridge
 
-Every cell is a file below the workdir, named by all that determines it, the solver's code included: a killed
-run goes on where it was, and two can share the work by --sdes. The plot is exact_score.png there.
+Every cell is a file below the workdir, named by a hash of all that determines it, the solver's code included.
+A killed run is resumed by the same command, and two runs can share the work by --sdes. The plot is
+exact_score.png in the workdir.
 """
 
 import argparse
@@ -42,8 +44,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import solvers
-from benchmarks.mixture import SHAPE, digits_mixture, pixel_unit
-from benchmarks.report import machine, write_json
+from benchmarks.mixture import SHAPE, Mixture, digits_mixture, pixel_unit
+from benchmarks.report import kept, machine, names_in, write_json
 from evaluation.metrics.fid import frechet_distance
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
@@ -60,10 +62,10 @@ from solvers.unipc import UniPC
 
 SDES: dict[str, Any] = {"ve": VESDE(), "vp": VPSDE()}
 BANDWIDTHS = (0.05, 0.1, 0.2)
-MAIN_BANDWIDTH = 0.1  # at which every setting is run; elsewhere, each solver's ``elsewhere``
+MAIN_BANDWIDTH = 0.1  # every setting is run here; at the others, only each solver's ``elsewhere``
 NUM_SAMPLES, SEEDS, BATCH_SIZE = 4096, 3, 1024
 MAX_EVALUATIONS = 4000
-MAX_EVALUATIONS_OFF_THE_SHELF = 1000  # of batches that all wait for the slowest sample of theirs
+MAX_EVALUATIONS_OFF_THE_SHELF = 1000  # fewer, because each batch waits for its slowest sample
 MEASURED = ("nfe_mean", "nfe_max", "frechet", "log_likelihood", "residual", "modes", "failed")
 
 
@@ -79,13 +81,13 @@ class OffTheShelf:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A solver and what it is run with.
+    """A solver and the settings to run it with.
 
     Attributes:
         make: (value, whether for VE) -> the solver.
-        setting: what the values are.
-        values: at the main bandwidth.
-        elsewhere: at the other bandwidths.
+        setting: name of the setting that the values are for.
+        values: values at the main bandwidth.
+        elsewhere: values at the other bandwidths.
     """
 
     make: Callable[[Any, bool], Any]
@@ -95,7 +97,7 @@ class Row:
 
 
 def flows(make: Callable[[int, bool], Any]) -> Row:
-    """Of the probability flow, by evaluations: more than 50 find little left to gain."""
+    """The row of a solver of the probability flow, by evaluations; beyond 50 there is little to gain."""
     return Row(make=make, setting="evaluations", values=(10, 20, 50), elsewhere=(20,))
 
 
@@ -104,12 +106,12 @@ def noisy(
     values: tuple[int, ...] = (20, 50, 200),
     elsewhere: tuple[int, ...] = (50,),
 ) -> Row:
-    """Of the reverse SDE, by evaluations."""
+    """The row of a solver of the reverse SDE, by evaluations."""
     return Row(make=make, setting="evaluations", values=values, elsewhere=elsewhere)
 
 
 def diffrax_steps(name: str) -> Row:
-    """One number of evaluations at one bandwidth: diffrax takes five to ten times as long for as many."""
+    """One number of evaluations at one bandwidth only, as diffrax takes five to ten times as long."""
 
     def make(evaluations: int, ve: bool) -> OffTheShelf:
         num_steps = evaluations // off_the_shelf.METHODS[name].evaluations
@@ -124,7 +126,7 @@ def tolerant(
     values: tuple[float, ...],
     elsewhere: tuple[float, ...] = (),
 ) -> Row:
-    """Of step sizes that a tolerance chooses."""
+    """The row of a solver whose step sizes follow from a tolerance."""
     return Row(make=make, setting=setting, values=values, elsewhere=elsewhere)
 
 
@@ -138,7 +140,7 @@ def adaptive(eps_rel: float, ve: bool, noise_on_rejection: Any = "redraw") -> Ad
 
 
 def diffrax_adaptive(name: str) -> Row:
-    """One tolerance, and no step doubling: a cell takes twenty times as long as one of ours."""
+    """One tolerance only and no step doubling, as a cell takes twenty times as long as one of ours."""
 
     def make(rtol: float, ve: bool) -> OffTheShelf:
         return OffTheShelf(solver_name=name, rtol=rtol, atol=1 / 256 if ve else 2 / 256)
@@ -191,7 +193,7 @@ QUICK = ("euler_maruyama", "adaptive", "heun", "dpm_solver_pp_2m")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run; ``solver`` None is for true samples."""
+    """One run of a solver; ``solver`` None stands for true samples."""
 
     sde: str
     bandwidth: float
@@ -203,17 +205,17 @@ class Cell:
 
     @property
     def identity(self) -> str:
-        """A hash of all that determines the samples, with the code that the solver is made of."""
+        """A hash of all that determines the samples, the solver's code included."""
         module = "benchmarks.mixture" if self.solver is None else type(self.solver).__module__
         modules = ("benchmarks.mixture", "solvers.off_the_shelf" if module == __name__ else module)
-        # a solver's repr names its settings; a row's name may change
+        # the solver's repr contains its settings; the row's name is left out, as it may change
         what = [self.sde, self.bandwidth, repr(self.solver), self.seed, self.num_samples, code_of(modules)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def code_of(modules: tuple[str, ...]) -> str:
-    """A hash of these modules' code and of what they import of this project."""
+    """A hash of the code of these modules and of the solvers and processes that they import."""
     found: dict[str, str] = {}
     wanted = list(modules)
     while wanted:
@@ -237,15 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few small cells of VP, in under a minute")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--solvers", help="some of the rows, by comma")
+    parser.add_argument("--solvers", help="names of rows, separated by commas")
     parser.add_argument("--sdes")
     parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark_exact_score"))
     parsed = parser.parse_args(arguments)
-    names = parsed.solvers.split(",") if parsed.solvers else list(QUICK if parsed.quick else SOLVERS)
-    sdes = parsed.sdes.split(",") if parsed.sdes else ["vp"] if parsed.quick else list(SDES)
-    for flag, given, allowed in (("--solvers", names, SOLVERS), ("--sdes", sdes, SDES)):
-        if unknown := sorted(set(given) - set(allowed)):
-            parser.error(f"{flag} = {','.join(unknown)}: allowed are {', '.join(allowed)}")
+    names = names_in(parser, "--solvers", parsed.solvers, SOLVERS, QUICK if parsed.quick else SOLVERS)
+    sdes = names_in(parser, "--sdes", parsed.sdes, SDES, ["vp"] if parsed.quick else SDES)
 
     cells = list(all_cells(names, sdes, quick=parsed.quick))
     make_folder(parsed.workdir / "cells")
@@ -253,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tqdm(cells, unit="cell", smoothing=0) as bar:
         for cell in bar:
             bar.set_postfix_str(f"{cell.sde} {cell.bandwidth} {cell.name} {cell.value:g} seed {cell.seed}")
-            records[cell] = kept(parsed.workdir / "cells" / f"{cell.identity}.json", cell)
+            records[cell] = kept(parsed.workdir / "cells" / f"{cell.identity}.json", cell, measure)
 
     lines, figures = table(records)
     print(f"{machine()}\n{cells[0].num_samples} samples; mean ± deviation over seeds\n\n{lines}")
@@ -263,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def all_cells(names: Sequence[str], sdes: Sequence[str], *, quick: bool) -> Iterator[Cell]:
-    """In the order of the table; true samples first."""
+    """The cells in the order of the table, true samples first."""
     for sde in sdes:
         for bandwidth in (MAIN_BANDWIDTH,) if quick else BANDWIDTHS:
             chosen = [("truth", 0.0, None)]
@@ -286,20 +285,10 @@ def all_cells(names: Sequence[str], sdes: Sequence[str], *, quick: bool) -> Iter
                     )
 
 
-def kept(path: Path, cell: Cell) -> dict[str, float]:
-    """The record of a cell: read, or measured and written."""
-    if path.exists():
-        return json.loads(path.read_text())
-    record = measure(cell)
-    with atomic_file(path) as file:
-        file.write(json.dumps(record | {"cell": str(cell)}, indent=1).encode())
-    return record
-
-
 def measure(cell: Cell) -> dict[str, float]:
-    """The numbers ``MEASURED``, with ``modes`` as a count, and the seconds that sampling took.
+    """The figures ``MEASURED``, with ``modes`` as a count, and the seconds that sampling took.
 
-    Samples that did not complete are counted and left out of everything else.
+    Samples that did not complete are counted as failed and excluded from the other figures.
     """
     sde: SDE = SDES[cell.sde]
     mixture = digits_mixture(sde, cell.bandwidth)
@@ -327,13 +316,24 @@ def measure(cell: Cell) -> dict[str, float]:
     if len(x) < 2:
         return record | dict.fromkeys(("frechet", "log_likelihood", "residual", "modes"), math.nan)
 
+    return record | figures_of_samples(mixture, sde, x)
+
+
+def figures_of_samples(mixture: Mixture, sde: SDE, x: np.ndarray) -> dict[str, float]:
+    """The figures ``frechet``, ``log_likelihood``, ``residual`` and ``modes`` of samples at t = eps.
+
+    Args:
+        mixture: the true distribution of the data.
+        sde: the process.
+        x: the samples, [n, h, w, c].
+    """
     likelihood, residual, nearest = _judge(mixture, sde, jnp.asarray(x))
-    # from data units to pixels of [0, 1]; a density rises by what the volume shrinks
+    # from data units to pixels in [0, 1]; the density grows as the volume shrinks
     unit, pixels = pixel_unit(sde), math.prod(SHAPE)
     flat = x.reshape(len(x), -1).astype(np.float64) / unit
     mean, covariance = mixture.moments(sde, sde.eps)
     moments = flat.mean(axis=0), np.cov(flat, rowvar=False)
-    return record | {
+    return {
         "frechet": frechet_distance(*moments, mean / unit, covariance / unit**2),
         "log_likelihood": float(jnp.mean(likelihood)) + pixels * math.log(unit),
         "residual": float(jnp.mean(residual)),
@@ -351,7 +351,7 @@ Groups = dict[tuple[str, float, str, float], dict[str, list[float]]]
 
 
 def by_row(records: dict[Cell, dict[str, float]]) -> Groups:
-    """{(sde, bandwidth, name, value): {measured: one number a seed}}, with modes relative to the truth's."""
+    """{(sde, bandwidth, name, value): {measured: one number a seed}}, modes relative to the truth's."""
     hit = {(c.sde, c.bandwidth, c.seed): r["modes"] for c, r in records.items() if c.solver is None}
     groups: Groups = {}
     for cell, record in records.items():
@@ -367,7 +367,7 @@ def table(records: dict[Cell, dict[str, float]]) -> tuple[str, dict[str, float]]
 
     def spread(values: Sequence[float], digits: int) -> str:
         if np.isnan(values).any():
-            return "—"  # a seed of which no samples completed
+            return "—"  # no sample of some seed completed
         deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
         return f"{np.mean(values):.{digits}f}{deviation}"
 
@@ -396,7 +396,7 @@ def table(records: dict[Cell, dict[str, float]]) -> tuple[str, dict[str, float]]
 
 
 def plot(path: Path, records: dict[Cell, dict[str, float]]) -> None:
-    """Fréchet distance and log-likelihood by NFE at the main bandwidth, a line for each solver."""
+    """Plot Fréchet distance and log-likelihood by NFE at the main bandwidth, a line for each solver."""
     groups = by_row(records)
     sdes = list(dict.fromkeys(sde for sde, *_ in groups))
     names = list(dict.fromkeys(name for _, _, name, _ in groups if name != "truth"))
@@ -429,7 +429,7 @@ def plot(path: Path, records: dict[Cell, dict[str, float]]) -> None:
             panel.set_title(f"{sde}, bandwidth {MAIN_BANDWIDTH:g}")
             if measured == "frechet":
                 panel.set_yscale("log")
-            else:  # what is far off is off the picture: the differences are near the truth
+            else:  # the interesting differences are near the truth: values far from it are cut off
                 panel.set_ylim(truth - 60, truth + 20)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)

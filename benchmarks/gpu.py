@@ -1,29 +1,30 @@
-"""The full-size CIFAR-10 networks on one GPU or TPU: their rate, the driver's, and what takes longest.
+"""Measure the full-size CIFAR-10 networks on one GPU or TPU: their speed, the driver, the longest kernels.
 
 bash benchmarks/gpu.sh [OUT.json]
 python -m benchmarks.gpu [--json FILE] [--seconds 480] [--tiny]
 
-For ve/cifar10 and vp/cifar10, with random weights, on one device, in bfloat16 unless said otherwise:
+The networks are ve/cifar10 and vp/cifar10 with random weights, on one device, in bfloat16 unless stated:
 
-    matmul.bfloat16.tflops      what the card does in one large matrix product (10^12 multiplications and
-    matmul.float32.tflops       additions a second), as JAX multiplies by default
-    <network>.bfloat16.batch_size                   at which it was fastest: doubled until that gains little
+    matmul.bfloat16.tflops      the device's rate in one large matrix product (10^12 multiplications and
+    matmul.float32.tflops       additions a second), at JAX's default precision
+    <network>.bfloat16.batch_size                   the fastest one; doubled until that gains little
     <network>.bfloat16.evaluations_per_second       images a second of the network alone, in a bare loop
-    <network>.bfloat16.share_of_matmul              its multiplications and additions, those of convolutions
-                                                    and matrix products alone, over matmul.bfloat16.tflops
-    <network>.float32.…                             the same in float32, over the same bfloat16 rate
+    <network>.bfloat16.share_of_matmul              the network's multiplications and additions (convolutions
+                                                    and matrix products only) over matmul.bfloat16.tflops
+    <network>.float32.…                             the same in float32, relative to the same bfloat16 rate
     <network>.overhead                              the driver's time over the bare loop's, less 1
-    <network>.samples_per_second, nfe_mean,         the paper's solver at eps_rel 0.05, with no sample of more
-        lane_utilization                            than 200 evaluations (random weights may need fewer)
-    <network>.batch_size                            of all these, and of the profile: half, or half of that,
-                                                    where the driver does not fit into the memory
+    <network>.samples_per_second, nfe_mean,         the paper's solver at eps_rel 0.05, with at most 200
+        lane_utilization                            evaluations a sample (random weights may need fewer)
+    <network>.batch_size                            the batch size of these figures and of the profile; it is
+                                                    halved until the driver fits into the memory
 
-The file also holds the ten longest kernels of a profile ("longest") with seconds and share, and what was left
-out. A part that is likely to end after --seconds is left out; one that fails does not keep the others from
-running. --tiny takes a small network, for a test on any machine.
+The file also holds the ten longest kernels of a profile ("longest") with their seconds and shares, and the
+parts that were left out. A part that would probably end after --seconds is left out. A part that fails does
+not keep the others from running. --tiny takes a small network, for a test on any machine.
 """
 
 import argparse
+import functools
 import math
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import configs
 from benchmarks.convolution import operations, seconds
 from benchmarks.driver import bare_loop, compared, drawn, random_network
 from benchmarks.report import machine, write_json
@@ -43,10 +45,11 @@ from configs.ve.cifar10_adaptive import get_config as ve_config
 from configs.vp.cifar10_adaptive import get_config as vp_config
 from evaluation.runs.profile import longest_operations, recorded
 from evaluation.runs.tables import markdown
+from sde_lib.checks import refusal
 
 NETWORKS = {"ve_cifar10": ve_config, "vp_cifar10": vp_config}
 FIRST_BATCH, LARGEST_BATCH = 64, 4096
-LITTLE = 1.03  # how much faster twice the batch has to be
+LITTLE = 1.03  # by less than this factor, doubling the batch is not worth it
 EPS_REL = 0.05
 MAX_EVALUATIONS = 200
 FEW_EVALUATIONS = 20  # for the overhead and the profile
@@ -61,10 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a small network, on any machine")
     parsed = parser.parse_args(arguments)
     if jax.default_backend() == "cpu" and not parsed.tiny:
-        parser.error(
-            "devices = CPUs alone: allowed is a machine with a GPU or TPU that JAX sees; install "
-            "requirements-cuda.txt or requirements-tpu.txt there, or try --tiny here"
-        )
+        fix = "install requirements-cuda.txt or requirements-tpu.txt on such a machine, or add --tiny here"
+        parser.error(refusal("the device", "cpu", "a GPU or TPU that JAX sees", fix))
     print(machine(), flush=True)
     parts = Parts(seconds=parsed.seconds, path=parsed.json)
     parts.run("matmul", lambda: matmul(256 if parsed.tiny else SIDE))
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Parts:
-    """What runs while there is time, and what it found, which is on the disk after each part."""
+    """Run parts of the benchmark while there is time, and write their figures to the disk after each."""
 
     def __init__(self, *, seconds: float, path: Path | None) -> None:
         self.figures: dict[str, float] = {}
@@ -84,11 +85,11 @@ class Parts:
         self.left_out: list[str] = []
         self.failed: dict[str, str] = {}
         self._end = time.perf_counter() + seconds
-        self._longest_part = 0.0  # compiling takes most of every part
+        self._longest_part = 0.0  # compilation dominates every part, so the next may take as long
         self._path = path
 
     def run(self, name: str, part: Callable[[], dict[str, float]], *, seconds: float = 0.0) -> bool:
-        """Whether a part, which takes at least so many seconds, ran and did not fail."""
+        """Run a part that takes at least so many seconds; returns whether it ran and did not fail."""
         start = time.perf_counter()
         needed, left = max(seconds, self._longest_part), self._end - start
         if needed > left:
@@ -98,7 +99,7 @@ class Parts:
             return False
         try:
             figures = part()
-        except Exception as error:  # whatever a card or its driver refuses: the other parts are worth having
+        except Exception as error:  # whatever the card or its driver refuses, the other parts still run
             traceback.print_exc()
             self.failed[name] = f"{type(error).__name__}: {error}"
             figures = {}
@@ -111,7 +112,7 @@ class Parts:
         return name not in self.failed
 
     def summary(self) -> str:
-        """All figures and kernels, for people."""
+        """All figures and kernels as Markdown tables, with the parts left out and those that failed."""
         tables = [markdown(["figure", "value"], [[name, f"{it:.4g}"] for name, it in self.figures.items()])]
         for name, kernels in self.longest.items():
             rows = [[kernel, f"{of_it:.4f}", f"{share:.1%}"] for kernel, of_it, share in kernels]
@@ -127,61 +128,84 @@ class Parts:
 
 
 def measure(parts: Parts, name: str, *, first_batch: int, tiny: bool) -> int:
-    """All of one network; returns its best batch, at which the next one's search starts."""
-    rates: dict[int, float] = {}  # by batch, in bfloat16
-    config, other = (config_of(name, dtype, tiny=tiny) for dtype in ("bfloat16", "float32"))
+    """Measure one network; returns its fastest batch size, where the search for the next network starts."""
+    config = config_of(name, "bfloat16", tiny=tiny)
     score_fn = random_network(config)
+    per_image = operations_of_one(score_fn, config)
+    batch_sizes = doubled(first_batch, 4 if tiny else LARGEST_BATCH)
+    rates = rates_by_batch(parts, name, score_fn, config, per_image=per_image, batch_sizes=batch_sizes)
+    if not rates:
+        return first_batch
+    best = max(rates, key=rates.__getitem__)
+    measure_driver(parts, name, score_fn, config, batch_size=best, rate=rates[best])
+
+    def in_float32() -> dict[str, float]:
+        other = config_of(name, "float32", tiny=tiny)
+        network = random_network(other)
+        size, rate = fitting(best, lambda size: evaluations_per_second(network, other, size))
+        return of_rate(parts, f"{name}.float32", size, rate, per_image=per_image)
+
+    parts.run(f"{name} in float32", in_float32)
+    return best
+
+
+def rates_by_batch(
+    parts: Parts, name: str, score_fn: Any, config: Any, *, per_image: float, batch_sizes: Iterator[int]
+) -> dict[int, float]:
+    """Images a second by batch size, up to the first size that gains little or does not fit."""
+    rates: dict[int, float] = {}
 
     def search(size: int) -> dict[str, float]:
         try:
             rates[size] = evaluations_per_second(score_fn, config, size)
         except jax.errors.JaxRuntimeError as error:
-            if not of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            print(f"{name}: a batch of {size} does not fit")
+            print(f"{name}: a batch of {size} does not fit into the memory")
             return {}
         best = max(rates, key=rates.__getitem__)
-        return of_rate(f"{name}.bfloat16", best, rates[best])
+        return of_rate(parts, f"{name}.bfloat16", best, rates[best], per_image=per_image)
 
-    def of_rate(prefix: str, size: int, rate: float) -> dict[str, float]:
-        figures = {f"{prefix}.batch_size": size, f"{prefix}.evaluations_per_second": rate}
-        if of_card := parts.figures.get("matmul.bfloat16.tflops"):
-            share = rate * operations_of_one(score_fn, config) / (of_card * 1e12)
-            figures[f"{prefix}.share_of_matmul"] = share
-        return figures
-
-    for size in doubled(first_batch, 4 if tiny else LARGEST_BATCH):
+    for size in batch_sizes:
         before = max(rates.values(), default=0.0)
-        if not parts.run(f"{name} in bfloat16 at batch {size}", lambda size=size: search(size)):
+        if not parts.run(f"{name} in bfloat16 at batch {size}", functools.partial(search, size)):
             break
         if rates.get(size, 0.0) < LITTLE * before or size not in rates:
             break
-    if not rates:
-        return first_batch
-    best = max(rates, key=rates.__getitem__)
-    lanes = best  # of the driver; fewer where it has no room for so many
+    return rates
+
+
+def of_rate(parts: Parts, prefix: str, size: int, rate: float, *, per_image: float) -> dict[str, float]:
+    """The figures of a network that evaluates ``rate`` images a second, each in ``per_image`` operations."""
+    figures = {f"{prefix}.batch_size": size, f"{prefix}.evaluations_per_second": rate}
+    if of_card := parts.figures.get("matmul.bfloat16.tflops"):
+        figures[f"{prefix}.share_of_matmul"] = rate * per_image / (of_card * 1e12)
+    return figures
+
+
+def measure_driver(
+    parts: Parts, name: str, score_fn: Any, config: Any, *, batch_size: int, rate: float
+) -> None:
+    """Measure the driver's overhead and its samples a second, and profile it.
+
+    The driver needs more memory than the network alone, so its batch can be smaller than ``batch_size``.
+    """
 
     def overhead() -> dict[str, float]:
-        nonlocal lanes
+        settings = {"turns": TURNS, "max_evaluations": FEW_EVALUATIONS}
         lanes, times = fitting(
-            lanes,
-            lambda size: compared(
-                score_fn,
-                config=config,
-                batch_size=size,
-                turns=TURNS,
-                num_samples=size,
-                max_evaluations=FEW_EVALUATIONS,
-            ),
+            batch_size,
+            lambda size: compared(score_fn, config=config, batch_size=size, num_samples=size, **settings),
         )
         return {f"{name}.batch_size": lanes, f"{name}.overhead": times["driver"] / times["bare loop"] - 1}
 
-    def draw(num_samples: int, max_evaluations: int) -> Any:
-        settings = {"num_samples": num_samples, "max_evaluations": max_evaluations}
-        return drawn(score_fn, config=config, batch_size=lanes, **settings)
+    if not parts.run(f"{name}, the driver's overhead", overhead):
+        return
+    lanes = int(parts.figures[f"{name}.batch_size"])
+    draw = functools.partial(drawn, score_fn, config=config, batch_size=lanes)
 
     def sampling() -> dict[str, float]:
-        solution = draw(2 * lanes, MAX_EVALUATIONS)
+        solution = draw(num_samples=2 * lanes, max_evaluations=MAX_EVALUATIONS)
         return {
             f"{name}.samples_per_second": len(solution.nfe) / solution.seconds_sampling,
             f"{name}.nfe_mean": float(solution.nfe.mean()),
@@ -191,29 +215,21 @@ def measure(parts: Parts, name: str, *, first_batch: int, tiny: bool) -> int:
     def profile() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             with recorded(folder):
-                draw(lanes, FEW_EVALUATIONS)
+                draw(num_samples=lanes, max_evaluations=FEW_EVALUATIONS)
             kernels = longest_operations(folder)
         if not kernels:
             raise RuntimeError(
-                "the profile has no kernels: the card's driver may keep them to administrators"
+                "the profile holds no kernels: the card's driver may show them to administrators only"
             )
         parts.longest[name] = [[it.name, it.seconds, it.share] for it in kernels]
         return {f"{name}.share_of_ten_longest": sum(it.share for it in kernels)}
 
-    def in_float32() -> dict[str, float]:
-        network = random_network(other)
-        size, rate = fitting(best, lambda size: evaluations_per_second(network, other, size))
-        return of_rate(f"{name}.float32", size, rate)
-
-    if parts.run(f"{name}, the driver's overhead", overhead):
-        parts.run(f"{name}, samples", sampling, seconds=2 * lanes * MAX_EVALUATIONS / rates[best])
-        parts.run(f"{name}, profile", profile)
-    parts.run(f"{name} in float32", in_float32)
-    return best
+    parts.run(f"{name}, samples", sampling, seconds=2 * lanes * MAX_EVALUATIONS / rate)
+    parts.run(f"{name}, profile", profile)
 
 
 def matmul(side: int) -> dict[str, float]:
-    """10^12 multiplications and additions a second in a product of square matrices."""
+    """Multiplications and additions, in units of 10^12 a second, in a product of square matrices."""
     figures = {}
     for dtype in ("bfloat16", "float32"):
         a = jnp.full((side, side), 1 / side, dtype)
@@ -232,16 +248,15 @@ def matmul(side: int) -> dict[str, float]:
 
 
 def evaluations_per_second(score_fn: Any, config: Any, batch_size: int) -> float:
-    """Images a second of a network, in the best of some loops of about a second each."""
+    """Images a second of a network, in the best of a few loops of about a second each."""
     loop = bare_loop(score_fn, config=config, batch_size=batch_size)
     calls = max(3, min(200, math.ceil(1 / loop(3))))
     return batch_size / min(loop(calls) for _ in range(TURNS))
 
 
 def operations_of_one(score_fn: Any, config: Any) -> float:
-    """Multiplications and additions for one image."""
-    size, channels = config.data.image_size, config.data.num_channels
-    return operations(score_fn, jnp.zeros((1, size, size, channels)), jnp.full(1, 0.5))
+    """Multiplications and additions of one evaluation of one image."""
+    return operations(score_fn, jnp.zeros((1, *configs.image_shape(config))), jnp.full(1, 0.5))
 
 
 def config_of(name: str, dtype: str, *, tiny: bool) -> Any:
@@ -261,19 +276,19 @@ def doubled(first: int, last: int) -> Iterator[int]:
 
 
 def fitting(size: int, task: Callable[[int], Any]) -> tuple[int, Any]:
-    """The first of size, size/2, … that fits into the device's memory, and what the task makes of it."""
+    """The first of size, size/2, … that fits into the device's memory, and the task's result for it."""
     while True:
         try:
             return size, task(size)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if size == 1 or not of_memory(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise
             size //= 2
 
 
-def of_memory(error: BaseException | None) -> bool:
-    """Whether it is the device's that ran out, said by JAX or, because of that, by the driver."""
-    return error is not None and ("RESOURCE_EXHAUSTED" in str(error) or of_memory(error.__cause__))
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device ran out of memory, as JAX reports it or as an error that it caused."""
+    return error is not None and ("RESOURCE_EXHAUSTED" in str(error) or is_out_of_memory(error.__cause__))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Continuous lanes against lockstep batches, the published way, for the same samples.
+"""Compare continuous lanes with the published method's lockstep batches, on the same samples.
 
 python -m benchmarks.lanes [--json FILE] [--num_samples 1024] [--batch_size 64] [--eps_rel 0.05]
 
-In a lockstep batch every lane waits for the slowest sample, and a rejected step costs two evaluations: each
-iteration asks for both stages of all lanes. A lane of the driver starts its next sample at once, and a
-rejected step asks only for its second stage. Both run the same solver on the same ids of the shipped digits
-networks, as loops compiled beforehand. On an exact score the samples of both are compared bit by bit.
+In a lockstep batch every lane waits for the slowest sample, and a rejected step costs two evaluations,
+because each iteration evaluates both stages of all lanes. A lane of the driver starts its next sample at
+once, and a rejected step costs one evaluation, that of its second stage. Both run the same solver on the same
+sample ids, in loops that are compiled beforehand. The scores are those of the shipped digits networks and of
+a Gaussian, and the samples of the two methods are compared bit by bit.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.report import machine, write_json
 from configs.ve.digits_adaptive import get_config as ve_config
 from configs.vp.digits_adaptive import get_config as vp_config
 from evaluation.runs.tables import markdown
+from sde_lib.checks import refusal
 from solvers.noise import sample_key
 
 SHAPE = (8, 8, 1)
@@ -34,7 +36,7 @@ REPEATS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Continuous lanes against lockstep batches")
+    parser = argparse.ArgumentParser(description="Compare continuous lanes with lockstep batches")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -42,7 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     count, size = arguments.num_samples, arguments.batch_size
     if count % size:
-        parser.error(f"--num_samples = {count}: allowed is a multiple of --batch_size = {size}")
+        fix = f"set --num_samples={-(-count // size) * size}"
+        parser.error(refusal("--num_samples", count, f"a multiple of --batch_size={size}", fix))
 
     figures, rows = {}, []
     for name, make_config in (("ve", ve_config), ("vp", vp_config)):
@@ -59,7 +62,7 @@ def main() -> None:
                 functools.partial(way, score_fn, sde, solver, size=size) for way in (continuous, lockstep)
             ]
             lanes, batches = timed(ways, count, size)
-            # the best of several: what disturbs a run only ever makes it slower
+            # the shortest time of several: a disturbance can only make a run slower
             (lanes_calls, lanes_x), lanes_seconds = lanes
             (batches_calls, batches_x), batches_seconds = batches
             same = np.mean(np.all(lanes_x == batches_x, axis=(1, 2, 3)))
@@ -87,7 +90,7 @@ def main() -> None:
 
 
 def gaussian_score(sde: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-    """Of data ~ N(0.3, 0.2^2 I)."""
+    """The score of data ~ N(0.3, 0.2^2 I)."""
 
     def score(x: jax.Array, t: jax.Array) -> jax.Array:
         alpha, sigma = sde.marginal(t)
@@ -97,7 +100,7 @@ def gaussian_score(sde: Any, x: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def timed(ways: list[Callable[..., Any]], count: int, size: int) -> list[tuple[Any, float]]:
-    """For each way, its result for ``count`` samples and its shortest time, the ways taking turns."""
+    """Each function's result for ``count`` samples and its shortest time; the functions take turns."""
     for way in ways:
         way(size)  # compiles
     results: list[Any] = [None] * len(ways)
@@ -120,13 +123,13 @@ def continuous(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -
         shape=SHAPE,
         num_samples=count,
         batch_size=size,
-        devices=jax.local_devices()[:1],  # as the lockstep batches
+        devices=jax.local_devices()[:1],  # as for the lockstep batches
     )
     return solution.network_calls, solution.x
 
 
 def lockstep(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -> tuple[int, np.ndarray]:
-    """(network calls, samples) of one batch after the other."""
+    """(network calls, samples) of batches run one after the other."""
     calls, samples = 0, []
     for start in range(0, count, size):
         ids = jnp.arange(start, start + size, dtype=jnp.uint32)
@@ -138,7 +141,7 @@ def lockstep(score_fn: Any, sde: Any, solver: Any, count: int, *, size: int) -> 
 
 @jax.jit
 def lockstep_batch(score_fn: Any, sde: Any, solver: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(network calls, samples) of one batch, until its slowest sample is done and all are denoised."""
+    """(network calls, samples) of one batch, run until its slowest sample is done, then denoised."""
     keys = jax.vmap(lambda i: sample_key(jax.random.key(0), i))(ids)
     states = jax.vmap(lambda key: solver.init(sde, key, SHAPE, jnp.float32))(keys)
 
@@ -146,7 +149,7 @@ def lockstep_batch(score_fn: Any, sde: Any, solver: Any, ids: jax.Array) -> tupl
         states, second_stage, calls = carry
         x, t = jax.vmap(solver.ask)(states)
         told = jax.vmap(solver.tell, (None, 0, 0))(sde, states, score_fn(x, t))
-        # the stages take turns: a lane that was rejected has to wait while the others are in the first
+        # the stages take turns: a lane whose step was rejected waits while the others are in their first
         moves = (states.second_stage == second_stage) & (states.status == solvers.Status.RUNNING)
 
         def chosen(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
-"""A Gaussian mixture around real images, of which everything is known at every noise level.
+"""A Gaussian mixture around real images, known exactly at every noise level.
 
-Data x(0) ~ (1/K) Σ_k N(c_k, b² I). Noise keeps it a mixture: with (α, σ) of the process at t,
+The data are x(0) ~ (1/K) Σ_k N(c_k, b² I). They stay a mixture under noise: with (α, σ) of the process at t,
 
     p_t(x) = (1/K) Σ_k N(x; α c_k, s² I),      s² = α² b² + σ²
 
-so that its score, density, moments and samples at any t are in closed form. It has as many
-modes as there are images, and no network errs in it: what is wrong with a sample, the solver did.
+so that its score, density, moments and samples have a closed form at any t. It has as many modes as there are
+images. Because no network is involved, every error in a sample is the solver's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SHAPE = (8, 8, 1)
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Centres, all of one weight and one width.
+    """A mixture of Gaussians of equal weight and equal width.
 
     Attributes:
-        offset: mean of the centres, [d]. What is computed is computed from there: squares of numbers half as
-            large lose half as many digits to rounding.
+        offset: mean of the centres, [d]. All computations are relative to it, because squares of smaller
+            numbers lose less to rounding.
         centres: c_k less the offset, [K, d].
         bandwidth: b, in the same units.
     """
@@ -45,7 +45,7 @@ class Mixture:
 
     @classmethod
     def around(cls, images: Float[np.ndarray, "K ..."], bandwidth: float) -> Mixture:
-        """With a centre at each image."""
+        """The mixture with a centre at each image."""
         flat = images.reshape(len(images), -1).astype(np.float64)
         offset = flat.mean(axis=0)
         return cls(
@@ -60,7 +60,7 @@ class Mixture:
         return alpha, (alpha * self.bandwidth) ** 2 + sigma**2
 
     def score_fn(self, sde: SDE) -> Partial:
-        """(x [b, ...], t [b]) -> ∇ log p_t(x) [b, ...]; equal shapes share compiled programs."""
+        """The score, (x [b, ...], t [b]) -> ∇ log p_t(x) [b, ...]; equal shapes share compiled programs."""
         return Partial(_score, self, sde)
 
     def log_density(self, sde: SDE, x: Float[Array, "b *shape"], t: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -72,19 +72,19 @@ class Mixture:
         return squares + mixed - jnp.log(count) - 0.5 * d * jnp.log(2 * jnp.pi * variance[:, 0])
 
     def nearest(self, sde: SDE, x: Float[Array, "b *shape"], t: Float[Array, " b"]) -> Int[Array, " b"]:
-        """The centre that x most likely came from."""
+        """The index of the centre that x most likely came from."""
         y, alpha, variance = _seen_from_offset(self, sde, x, t)
         return jnp.argmax(_logits(self, y, alpha, variance), axis=1)
 
     def residual(self, sde: SDE, x: Float[Array, "b *shape"], t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """E[|x − α c_k|² | x] / (d s²), over which centre k it came from; its mean over p_t is 1."""
+        """E[|x − α c_k|² | x] / (d s²), where k is the centre that x came from; its mean over p_t is 1."""
         y, alpha, variance = _seen_from_offset(self, sde, x, t)
         distance = jnp.sum(y**2, axis=1, keepdims=True) - 2 * variance * _logits(self, y, alpha, variance)
         weights = jax.nn.softmax(_logits(self, y, alpha, variance), axis=1)
         return jnp.sum(weights * distance, axis=1) / (self.centres.shape[1] * variance[:, 0])
 
     def moments(self, sde: SDE, t: Any) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-        """Mean and covariance of p_t, of the flattened images."""
+        """Mean and covariance of p_t for flattened images."""
         alpha, variance = (np.float64(value) for value in self.marginal(sde, t))
         centres = np.asarray(self.centres, np.float64)
         mean = np.asarray(self.offset, np.float64) + centres.mean(axis=0)
@@ -94,7 +94,7 @@ class Mixture:
     def samples(
         self, sde: SDE, t: Any, *, key: PRNGKeyArray, num_samples: int, shape: tuple[int, ...] = SHAPE
     ) -> Float[Array, "n ..."]:
-        """True samples of p_t."""
+        """Exact samples of p_t."""
         key_k, key_z = jax.random.split(key)
         alpha, variance = self.marginal(sde, t)
         k = jax.random.randint(key_k, (num_samples,), 0, len(self.centres))
@@ -104,10 +104,10 @@ class Mixture:
 
 
 def digits_mixture(sde: SDE, bandwidth: float) -> Mixture:
-    """Around scikit-learn's 1,797 digits of 8 × 8 pixels, in the data units of ``sde``.
+    """The mixture around scikit-learn's 1,797 digits of 8 × 8 pixels, in the data units of ``sde``.
 
-    ``bandwidth`` is in units of images in [0, 1] for every process, so that all are asked for the same
-    distribution: VP and sub-VP, with data in [−1, 1], get it twice as wide.
+    ``bandwidth`` is in units of images in [0, 1] for every process, so that all have the same target
+    distribution: for VP and sub-VP, with data in [−1, 1], it is doubled.
     """
     unit = pixel_unit(sde)
     images, _ = load_digits(return_X_y=True)
@@ -116,7 +116,7 @@ def digits_mixture(sde: SDE, bandwidth: float) -> Mixture:
 
 
 def pixel_unit(sde: SDE) -> float:
-    """How long the image range [0, 1] is in data units: VE has data in [0, 1], the others in [−1, 1]."""
+    """The length of the image range [0, 1] in data units: VE has data in [0, 1], the others in [−1, 1]."""
     return 1.0 if isinstance(sde, VESDE) else 2.0
 
 
@@ -136,14 +136,14 @@ def _seen_from_offset(mixture: Mixture, sde: SDE, x: Array, t: Array) -> tuple[A
 
 
 def _logits(mixture: Mixture, y: Array, alpha: Array, variance: Array) -> Array:
-    """log of the centres' weights given x, but for what they share: [b, K].
+    """log of the centres' weights given x, up to a shared constant, [b, K].
 
-    |y|² is shared and never enters: at σ = 50 it is 1e5, and its rounding would be that of a whole logit.
+    The shared |y|² is left out: at σ = 50 it is 1e5, and its rounding error would be as large as a logit.
     """
     squares = jnp.sum(mixture.centres**2, axis=1)
     return _product(alpha / variance * y, mixture.centres.T) - 0.5 * alpha**2 / variance * squares
 
 
 def _product(a: Array, b: Array) -> Array:
-    # accelerators would round to three digits
+    # by default, accelerators would round to three digits
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

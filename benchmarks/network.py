@@ -1,14 +1,15 @@
-"""How fast the full-size ve/cifar10 network is on this machine, and the solver's share of an iteration.
+"""Measure the speed of the full-size ve/cifar10 network, and the solver's share of an iteration.
 
 python -m benchmarks.network [--json FILE] [--turns 5] [--batch_size 16]
 
-Random weights, float32. The network's multiplications and additions a second (of its convolutions and matrix
-products alone) against those of one 3x3 convolution of 128 channels at 32x32 at the same batch, in turns, the
-best turn of each: what disturbs a run only ever makes it slower. The solver's own time is that of the whole
-compiled loop of the paper's solver at the same batch with a score that costs nothing.
+The network has random weights and runs in float32. Its rate is the number of multiplications and additions a
+second in its convolutions and matrix products. It is compared with the rate of one 3x3 convolution of 128
+channels at 32x32 at the same batch size. The two take turns and the best turn of each counts, because a
+disturbance can only make a run slower. The solver's own time is that of the paper's solver in its whole
+compiled loop at the same batch size, with a score that costs nothing.
 
     ve_cifar10.rate_over_conv   the network's rate over the convolution's
-    ve_cifar10.solver_share     the solver's part of an iteration's time
+    ve_cifar10.solver_share     the solver's share of an iteration's time
 """
 
 import argparse
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+import configs
 from benchmarks.convolution import one_convolution, operations, seconds
 from benchmarks.driver import drawn, random_network
 from benchmarks.report import machine, write_json
@@ -28,7 +30,7 @@ EVALUATIONS = 100  # of the loop without a network
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The network's rate and the solver's share")
+    parser = argparse.ArgumentParser(description="The network's rate and the solver's share of an iteration")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -36,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     config = get_config()
     score_fn = random_network(config)
-    size, channels = config.data.image_size, config.data.num_channels
-    x = jax.random.normal(jax.random.key(1), (parsed.batch_size, size, size, channels))
+    x = jax.random.normal(jax.random.key(1), (parsed.batch_size, *configs.image_shape(config)))
     t = jnp.full(parsed.batch_size, 0.5)
     network = jax.jit(lambda score_fn, x, t: score_fn(x, t))
     jax.block_until_ready(network(score_fn, x, t))  # compiles

@@ -1,19 +1,19 @@
-"""What FID and the Inception Score are of real images themselves: the scale for what is sampled.
+"""Compute FID and the Inception Score of real images: the scale on which to read the samples' figures.
 
 python -m benchmarks.real_images [--config ve/digits_adaptive] [--path FOLDER] [--num_samples 256]
     [--draws 20] [--json FILE]
 
-FID between random halves of a config's data set, and of a random num_samples of it to all, with the deviation
-over the draws; and the Inception Score of all. Features and classes are the config's. The samplers' table is
-made by main.py --mode=reproduce --table=digits.
+Prints FID between random halves of a config's data set and FID of num_samples random images to all images,
+each with its standard deviation over the draws, and the Inception Score of all images. The features and
+classes are the config's. The samplers' own table comes from main.py --mode=reproduce --table=digits.
 """
 
 import argparse
-import importlib
 from pathlib import Path
 
 import numpy as np
 
+import configs
 from benchmarks.report import machine, write_json
 from data import datasets
 from evaluation.metrics import fid
@@ -26,14 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="ve/digits_adaptive", help="a file of configs/")
+    parser.add_argument("--config", default="ve/digits_adaptive", help="a file of configs/, without .py")
     parser.add_argument("--path", help="config.data.path")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--num_samples", type=int, default=256)
     parser.add_argument("--draws", type=int, default=20)
     arguments = parser.parse_args()
 
-    config = importlib.import_module(f"configs.{arguments.config.replace('/', '.')}").get_config()
+    config = configs.load(arguments.config)
     config.data.path = arguments.path
     network = load_features(config.eval.features)
     images = datasets.load(config.data)

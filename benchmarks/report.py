@@ -1,32 +1,35 @@
-"""What every benchmark prints and writes: a table, the machine, and with --json a file.
+"""Shared by all benchmarks: the machine's description, the files that they write, and names in a flag.
 
 python -m benchmarks.report FOLDER
 
-prints all figures of the files that benchmarks wrote to a folder with --json, and on which machine.
+prints all figures that benchmarks wrote to files in a folder with --json, and the machines they ran on.
 """
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from evaluation.runs.tables import markdown
+from evaluation.store.files import atomic_file
+from sde_lib.checks import refusal, require_choice
+
+Run = TypeVar("Run")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="All figures that benchmarks wrote to a folder")
+    parser = argparse.ArgumentParser(description="Print all figures that benchmarks wrote to a folder")
     parser.add_argument("folder", type=Path)
     parsed = parser.parse_args(arguments)
     paths = sorted(parsed.folder.glob("*.json"))
     if not paths:
-        parser.error(
-            f"FOLDER = {str(parsed.folder)!r}: allowed is a folder with files of --json; "
-            "make one with bash benchmarks/run_all.sh FOLDER"
-        )
+        fix = "make one with bash benchmarks/run_all.sh FOLDER"
+        parser.error(refusal("FOLDER", str(parsed.folder), "a folder with files that --json wrote", fix))
     reports = {path.stem: json.loads(path.read_text()) for path in paths}
     rows = [
         [name, f"{value:.6g}", benchmark]
@@ -39,8 +42,25 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{of}: {machine}")
 
 
+def names_in(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    given: str | None,
+    choices: Iterable[str],
+    default: Iterable[str],
+) -> list[str]:
+    """The names in a flag's comma-separated value, or the default; ends the program on an unknown name."""
+    names = given.split(",") if given else list(default)
+    try:
+        for name in names:
+            require_choice(flag, name, choices)
+    except ValueError as error:
+        parser.error(str(error))
+    return names
+
+
 def machine() -> str:
-    """The machine in words."""
+    """A description of the machine: cores, processor, JAX's version and devices."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -55,8 +75,18 @@ def machine() -> str:
     return f"{cores} cores of {model}; JAX {jax.__version__} on {devices} x {jax.device_count()}"
 
 
+def kept(path: Path, run: Run, measure: Callable[[Run], dict[str, float]]) -> dict[str, float]:
+    """The figures of a run, read from its file, or measured and written there with the run's description."""
+    if path.exists():
+        return json.loads(path.read_text())
+    figures = measure(run)
+    with atomic_file(path) as file:
+        file.write(json.dumps(figures | {"run": str(run)}, indent=1).encode())
+    return figures
+
+
 def write_json(path: Path, figures: dict[str, float], details: dict[str, Any] | None = None) -> None:
-    """Writes {"figures": {name: number}, "machine": …}, and beside them what is no single number."""
+    """Write {"figures": {name: number}, "machine": …}, and the details that are not single numbers."""
     report = {"figures": figures, "machine": machine(), **(details or {})}
     path.write_text(json.dumps(report, indent=1) + "\n")
 

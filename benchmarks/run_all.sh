@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# All benchmarks, one after the other, each's figures as FOLDER/NAME.json, and all figures in one table at the end:
+# Runs all benchmarks one after the other, writes the figures of each to FOLDER/NAME.json, and prints all at the end:
 #
 #     bash benchmarks/run_all.sh [FOLDER]         runs/benchmarks by default
 #
-# One that fails does not keep the others from running; the exit status says that it did. What benchmarks/README.md
-# says of the time adds up to hours, most of them of exact_score and beyond, which go on where they were when this is
-# killed and started again. ONLY="driver network" runs these alone. On a machine without an accelerator gpu is left out.
+# A benchmark that fails does not keep the others from running, but makes the exit status 1. The times in
+# benchmarks/README.md add up to hours, most of them for exact_score and beyond. These two are resumed when this script
+# is killed and started again. ONLY="driver network" runs only these. Without an accelerator, gpu is left out.
 set -euo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/../runs/benchmarks}")
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ run real_images "$python" -m benchmarks.real_images --json "$folder/real_images.
 if "$python" -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; then
     run gpu bash benchmarks/gpu.sh "$folder/gpu.json"
 else
-    echo "== gpu: left out, as JAX sees no accelerator here"
+    echo "== gpu: left out, as JAX sees no accelerator"
 fi
 run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"

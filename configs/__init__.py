@@ -1,4 +1,7 @@
-"""Experiments as data: ``base.py`` lists every key, ``keys.py`` says what each decides; the rest are deltas."""
+"""Experiments as data.
+
+``base.py`` lists every key once, ``keys.py`` says what each decides; the other configs are deltas on it.
+"""
 
 from __future__ import annotations
 
@@ -9,3 +12,17 @@ from typing import Any
 def load(name: str) -> Any:
     """The config that a name such as "ve/digits_adaptive" stands for."""
     return importlib.import_module(f"configs.{name.replace('/', '.')}").get_config()
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every value of a config by its dotted key, such as "solver.eps_rel"."""
+    values = {}
+    for name, value in config.items():
+        group = value.items() if hasattr(value, "items") else None
+        values |= {name: value} if group is None else {f"{name}.{key}": entry for key, entry in group}
+    return values
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """(h, w, c) of a sample."""
+    return config.data.image_size, config.data.image_size, config.data.num_channels

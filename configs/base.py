@@ -13,7 +13,6 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     """The settings shared by all experiments; locked against unknown keys and wrong types."""
     config = ConfigDict()
     config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
-
     config.compilation_cache = "~/.cache/gotta-go-fast"  # folder for compiled programs; empty for none
 
     config.sde = sde = ConfigDict()
@@ -115,7 +114,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
     # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64
     evaluation.features = "inception"
-    evaluation.inception_weights = placeholder(str)  # its file or folder; None: cached, or downloaded
+    evaluation.inception_weights = placeholder(str)  # its .pth file; None: cached, or downloaded
     evaluation.shard_size = 1024  # samples a file
     evaluation.reference = placeholder(str)  # file of moments; None for those stored, or the data's own
 

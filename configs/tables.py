@@ -1,8 +1,8 @@
-"""The paper's tables as data (arXiv 2105.14080): its numbers, and the settings that make each cell again.
+"""The paper's tables as data (arXiv 2105.14080): its numbers, and the settings that reproduce each cell.
 
 python main.py --mode=reproduce --table=digits
 
-A table is a list of cells; a cell is a model, a method with its settings, and what was published for it.
+A table is a list of cells. A cell is a model, a method with its settings, and its published numbers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ Settings = dict[str, Any]  # config key, dotted -> value
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained network of the tables.
+    """A trained network that the tables use.
 
     Attributes:
-        title: as the paper calls it.
-        config: file of configs/, without ending.
-        checkpoint: path from the working directory or the project's root; a published PyTorch file has the
-            ending .pth besides.
-        snr: of the Langevin corrector; 0.16 for VE and 0.01 for VP on CIFAR-10, 0.075 at 256x256.
+        title: the paper's name for it.
+        config: file of configs/, without its ending.
+        checkpoint: path from the working directory or the project's root; a published PyTorch file also ends
+            in .pth.
+        snr: signal-to-noise ratio of the Langevin corrector; 0.16 for VE and 0.01 for VP on CIFAR-10, 0.075
+            at 256x256.
         langevin_steps: predictor steps of the predictor–corrector.
     """
 
@@ -36,12 +37,14 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published cell.
+    """The published numbers of a cell.
 
     Attributes:
-        nfe, fid: evaluations by the published count (see ``evaluation.metrics.figures.nfe_lockstep``), and FID.
-        confirmed: found in the authors' own material; otherwise only recalled, and shown as such.
-        fid_elsewhere: where the authors' material gives the same cell twice, the other number.
+        nfe: evaluations by the published count (see ``evaluation.metrics.figures.nfe_lockstep``).
+        fid: the published FID.
+        confirmed: whether the numbers were found in the authors' own material; otherwise they are only
+            recalled, and marked as such.
+        fid_elsewhere: the other FID, if the authors' material gives two for the same cell.
     """
 
     nfe: int
@@ -52,20 +55,21 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell of a table, and how it is made here.
+    """A cell of a table, and the settings to reproduce it.
 
     Attributes:
         model: key of MODELS.
         method: key of METHODS.
-        variant: what tells it from other cells of the method, in words.
-        settings: what differs from the model's config.
-        published: None if there is no number to stand beside ours.
-        eps_rel: of Adaptive; for another method, of the Adaptive cell whose evaluations it is given.
-        steps_of_adaptive: ``solver.num_steps`` is the measured mean of that cell's evaluations, less one for
-            the denoising, instead of a published number.
-        seeds: seeds 0 to seeds − 1 are sampled.
-        expected_nfe: about how many evaluations a sample takes, for the time left.
-        own_line: whether it is a line of the plot by itself, instead of a point on its method's.
+        variant: a label that distinguishes it from other cells of the method.
+        settings: the config keys that differ from the model's config.
+        published: the published numbers, or None if there are none.
+        eps_rel: Adaptive's tolerance; for another method, that of the Adaptive cell that it is compared with
+            at equal evaluations.
+        steps_of_adaptive: whether ``solver.num_steps`` is the measured mean NFE of that Adaptive cell, less
+            one for the denoising, instead of a published number.
+        seeds: number of seeds; 0 to seeds − 1 are sampled.
+        expected_nfe: approximate evaluations a sample, to estimate the remaining time.
+        own_line: whether the cell is a line of its own in the plot, instead of a point on its method's line.
     """
 
     model: str
@@ -82,11 +86,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Attributes:
-    title: what it is.
-    num_samples: of each cell.
-    cells: in the order in which they are shown.
-    notes: what a reader must know to compare.
+    """A table of the paper, or of the same experiment on other networks.
+
+    Attributes:
+        title: printed above the table.
+        num_samples: number of samples for each cell.
+        cells: in the order of display.
+        notes: printed below the table; what a reader needs to know to compare the numbers.
     """
 
     title: str
@@ -155,7 +161,7 @@ def recalled(nfe: int, fid: float) -> Published:
     return Published(nfe=nfe, fid=fid, confirmed=False)
 
 
-# (method, eps_rel) -> what was published for the models of that table, in their order
+# (method, eps_rel) -> the published numbers, in the order of the table's models
 Numbers = Mapping[tuple[str, float | None], tuple[Published, ...]]
 
 TABLE_1: Numbers = {  # vp, vp_deep, ve, ve_deep
@@ -259,7 +265,7 @@ TABLE_2: Numbers = {  # church, ffhq
     ("probability_flow_rk45", None): (recalled(434, 214.47), recalled(369, 135.50)),
 }
 
-# About how many evaluations each row takes on the shipped networks
+# Approximate evaluations a sample of each row on the shipped networks
 DIGITS_NFE: dict[tuple[str, float | None], dict[str, int]] = {
     ("reverse_diffusion_langevin", None): {"digits_ve": 2001, "digits_vp": 2001},
     ("euler_maruyama", None): {"digits_ve": 1001, "digits_vp": 1001},
@@ -278,7 +284,7 @@ DIGITS_NFE: dict[tuple[str, float | None], dict[str, int]] = {
     ("probability_flow_rk45", None): {"digits_ve": 87, "digits_vp": 227},
 }
 
-# The ablations of the appendix: what differs from Adaptive at eps_rel 0.01, eps_abs 0.0078
+# The ablations of the appendix, as changes to Adaptive at eps_rel 0.01, eps_abs 0.0078
 LAMBA = {"solver.error_estimate": "lamba", "solver.exponent": 0.5}
 ABLATIONS: dict[str, Settings] = {
     "default": {},
@@ -305,7 +311,7 @@ ABLATIONS: dict[str, Settings] = {
 
 
 def method_settings(model: Model, method: str, eps_rel: float | None, num_steps: int) -> Settings:
-    """What a method of the tables sets in a config."""
+    """The config keys that a method of the tables sets."""
     steps: Settings = {"solver.num_steps": num_steps, "solver.grid": "uniform_t"}
     return {
         "reverse_diffusion_langevin": {
@@ -324,14 +330,14 @@ def method_settings(model: Model, method: str, eps_rel: float | None, num_steps:
 
 
 def variant(method: str, eps_rel: float | None) -> str:
-    """What tells a cell from others of its method, in words."""
+    """The label that distinguishes a cell from others of its method."""
     if eps_rel is None:
         return ""
     return f"ε_rel = {eps_rel:.2f}" if method == "adaptive" else f"NFE of ε_rel = {eps_rel:.2f}"
 
 
 def published_cells(numbers: Numbers, models: tuple[str, ...]) -> tuple[Cell, ...]:
-    """The cells of a published table; a method without a number for the last models was not run on them."""
+    """The cells of a published table; rows with fewer numbers than models leave out the last models."""
     return tuple(
         Cell(
             model=model,
@@ -366,9 +372,9 @@ def ablation_cells(models: tuple[str, ...]) -> tuple[Cell, ...]:
 
 
 def digits_cells() -> tuple[Cell, ...]:
-    """Table 1's rows on the shipped networks, DDIM on VP alone as there.
+    """The rows of Table 1 on the shipped networks, with DDIM on VP only, as in the paper.
 
-    A cell of 1,000 steps costs as much as all others of its method together, and is sampled once.
+    A cell of 1,000 steps costs as much as all others of its method together, and is sampled with one seed.
     """
     return tuple(
         Cell(
@@ -388,30 +394,30 @@ def digits_cells() -> tuple[Cell, ...]:
 
 
 OUR_NFE = (
-    "NFE is the mean number of evaluations a sample, all of them counted, with the denoising and the "
-    "rejected steps; a rejected step of Adaptive costs one, not two as published. NFE lockstep is the "
-    "published count of ours: what a batch costs that waits for its slowest sample, without the denoising."
+    "NFE is the mean number of network evaluations a sample, including the denoising and the rejected "
+    "steps; a rejected step of Adaptive costs one evaluation here, not two as published. NFE lockstep counts "
+    "our runs as published: the cost of a batch that waits for its slowest sample, without the denoising."
 )
 PUBLISHED_RUNS = (
-    "The published fixed-step baselines were conditioned on wrong times wherever the steps are not 1,000: "
-    "their labels were those of a discrete model of 1,000 steps. Here all labels are the continuous ones, so "
-    "that Euler-Maruyama and DDIM depart from the published numbers that this hurt."
+    "The published fixed-step baselines gave the network wrong times whenever the number of steps was not "
+    "1,000: they used the labels of a discrete model with 1,000 steps. Here all labels are those of "
+    "continuous time, so Euler-Maruyama and DDIM differ from the published numbers that suffered from this."
 )
 PUBLISHED_DDIM = (
-    "Published DDIM rebuilt the β schedule at as many steps as evaluations, while the network keeps the "
-    "continuous one. Here DDIM takes the continuous signal and noise levels."
+    "Published DDIM built a new β schedule with as many steps as evaluations, although the network was "
+    "trained with the continuous one. Here DDIM uses the continuous signal and noise levels."
 )
 PUBLISHED_ADAPTIVE = (
-    "Adaptive is Algorithm 1 as written. The published code overwrites x'_prev with x in every iteration, so "
-    "that its δ is made of |x| and |x'|."
+    "Adaptive is Algorithm 1 as the paper states it. The published code overwrites x'_prev with x in every "
+    "iteration, so that its δ depends on |x| and |x'|."
 )
 PER_SAMPLE = (
-    "RK45 chooses its steps for each sample, and Langevin's step size comes from each sample's norms; the "
-    "published runs share both over a batch."
+    "RK45 chooses its steps for each sample, and the Langevin step size comes from each sample's norms; the "
+    "published runs share both across a batch."
 )
 PUBLISHED_STEPS = (
-    "Fixed-step rows beside Adaptive take the published number of steps, so that they compare with the "
-    "published cells; they equal our Adaptive in evaluations only where the two NFE columns agree."
+    "Fixed-step rows beside Adaptive take the published number of steps, so that they can be compared with "
+    "the published cells; they have as many evaluations as our Adaptive only where the two NFE columns agree."
 )
 
 TABLES = {
@@ -426,8 +432,8 @@ TABLES = {
             PUBLISHED_DDIM,
             PUBLISHED_ADAPTIVE,
             PER_SAMPLE,
-            "VE with Euler-Maruyama at 1,000 steps is given as 2.98 and as 2.89 by the authors' own "
-            "material; the difference is to the first.",
+            "For VE with Euler-Maruyama at 1,000 steps the authors' own material gives both 2.98 and 2.89; "
+            "the difference shown is from 2.98.",
         ),
     ),
     "2": Table(
@@ -440,8 +446,8 @@ TABLES = {
             PUBLISHED_RUNS,
             PUBLISHED_ADAPTIVE,
             PER_SAMPLE,
-            "The published FID at this size is of other Inception features than on CIFAR-10; ours is of the "
-            "features named below. The difference is of both.",
+            "The published FID at this size uses other Inception features than on CIFAR-10, and ours uses "
+            "the features named below. So the difference has two causes: the features and the samples.",
         ),
     ),
     "appendix": Table(
@@ -450,9 +456,9 @@ TABLES = {
         cells=ablation_cells(("vp", "ve")),
         notes=(
             OUR_NFE,
-            "The published numbers of these cells are not at hand, so that none stand beside ours.",
+            "The published numbers of these cells are not available to us, so only ours are shown.",
             PUBLISHED_ADAPTIVE,
-            "L∞ with Lamba's error is taken without extrapolation, as Lamba's own algorithm.",
+            "L∞ with Lamba's error is run without extrapolation, as in Lamba's own algorithm.",
         ),
     ),
     "digits": Table(
@@ -461,9 +467,10 @@ TABLES = {
         cells=digits_cells(),
         notes=(
             OUR_NFE,
-            "Rows with the NFE of an ε_rel take as many steps as Adaptive took evaluations in the mean.",
-            "FID and IS are of the digits' own classifier and compare with nothing but each other, over as "
-            "many samples; ± is the deviation over the seeds, and cells of one seed have none.",
+            "Rows with the NFE of an ε_rel have as many evaluations as Adaptive takes there on average.",
+            "FID and IS use the features and classes of the digits' own classifier. They are comparable only "
+            "with each other, at equal numbers of samples. ± is the standard deviation over the seeds; cells "
+            "with one seed have none.",
         ),
     ),
 }

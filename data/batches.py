@@ -1,4 +1,4 @@
-"""The batches that training takes from a data set, each a function of the seed and the step alone."""
+"""Training batches. Each depends on the seed and the step alone, so training can resume at any step."""
 
 from __future__ import annotations
 
@@ -25,16 +25,32 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """The batches of the steps first_step to last_step, counted from 1, by ``batch_rows``.
+    """Yields the batches of grey levels for the steps ``first_step`` to ``last_step``, in order.
+
+    ``batch_rows`` says which images a batch holds. Images that are not held in memory are read ahead.
 
     Args:
-        process, processes: of several processes, each reads its own part of every batch: batch_size/processes
-            images, those of process 0 first.
+        images: the data set.
+        seed: determines the order of the images.
+        batch_size: number of images in a batch.
+        first_step, last_step: steps, counted from 1.
+        process, processes: index of this process, and number of processes that share every batch. Each reads
+            its own part: batch_size/processes images, those of process 0 first.
 
     Raises:
-        ValueError: for a batch that the processes cannot share evenly, or an image that is broken.
+        ValueError: for a batch that the processes cannot share evenly, or a damaged image.
+
+    Example:
+        >>> from data.datasets import Images
+        >>> grey = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+        >>> images = Images(
+        ...     name="six", split="all", shape=(1, 1, 1), count=6, read=grey.__getitem__, array=grey
+        ... )
+        >>> first, second = batches(images, seed=0, batch_size=3, first_step=1, last_step=2)
+        >>> sorted([*first.flat, *second.flat]) == list(range(6))  # an epoch shows every image once
+        True
     """
-    require_shared("config.training.batch_size", batch_size, processes, "processes")
+    require_shared("batch_size", batch_size, processes, "processes")
     share = batch_size // processes
     mine = slice(process * share, (process + 1) * share)
     if images.array is not None:
@@ -42,7 +58,7 @@ def batches(
             yield images.array[batch_rows(seed, step - 1, batch_size, images.count)[mine]]
         return
 
-    import grain  # seconds that only images read from a disk need
+    import grain  # takes seconds, and only images that are read from a disk need it
 
     def image(position: int) -> np.ndarray:
         step, place = divmod(position, share)
@@ -52,7 +68,7 @@ def batches(
     yield from (
         grain.MapDataset.range((first_step - 1) * share, last_step * share)
         .map(image)
-        # one batch is read ahead while the network works on another
+        # reads one batch ahead while the network works on another
         .to_iter_dataset(grain.ReadOptions(num_threads=16, prefetch_buffer_size=2 * share))
         .batch(share)
     )
@@ -64,10 +80,16 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def batch_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
-    """Row numbers, int [batch_size], of the batch of a step: a function of its arguments alone.
+    """The row numbers, int [batch_size], of the images in the batch of a step.
 
-    Every epoch is a fresh permutation of all ``size`` rows, and a batch runs on from one epoch into the next;
-    so training resumes at any step without replaying what came before.
+    Every epoch is a fresh permutation of all rows, and a batch may run from one epoch into the next. The rows
+    depend on the arguments alone, so training resumes at any step without replaying earlier ones.
+
+    Args:
+        seed: determines the permutations.
+        step: the step, counted from 0.
+        batch_size: number of rows in a batch.
+        size: number of rows in the data set.
     """
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), size)
     rows = np.empty(batch_size, np.int64)
@@ -78,11 +100,16 @@ def batch_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 
 
 def prepare(key: PRNGKeyArray, images: UInt8[Array, "b h w c"], data: Any) -> Float[Array, "b h w c"]:
-    """What the network trains on: grey levels 0..255 scaled to [0, 1], or to [−1, 1] if ``data.centered``.
+    """Scales grey levels 0..255 to the network's range: [0, 1], or [−1, 1] if ``data.centered``.
 
-    Options: each image mirrored with probability one half (``data.random_flip``); grey levels made continuous
-    by adding U(0, 1) to each, the 256 levels then filling [0, 1] (``data.uniform_dequantization``; Theis et
-    al., arXiv 1511.01844).
+    Two options augment the images. ``data.random_flip`` mirrors each with probability one half.
+    ``data.uniform_dequantization`` adds U(0, 1) to each grey level, so that the 256 levels fill [0, 1]
+    continuously (Theis et al., arXiv 1511.01844).
+
+    Args:
+        key: for the flips and the dequantization.
+        images: grey levels.
+        data: the group ``config.data``.
     """
     flip_key, dequantization_key = jax.random.split(key)
     x = images.astype(jnp.float32)

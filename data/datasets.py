@@ -1,7 +1,8 @@
 """Data sets as uint8 images of one size.
 
-``open_images`` opens what ``config.data`` names, and ``pieces`` gives evaluation all images in order, the same
-whether the images are held in memory or read one by one.
+``open_images`` opens the data set that ``config.data`` names. ``load`` reads all of it, ``pieces`` yields it
+in order for evaluation, and ``data.batches`` cuts it into training batches. ``describe`` says what it was
+made of, with a fingerprint of its content.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from data import sources
-from sde_lib.checks import require, require_choice
+from sde_lib.checks import refusal, require, require_choice, require_count
 
-# Images up to this size together are decoded once and held; more are read as training comes to them
+# Smaller data sets are decoded once and held in memory; larger ones are read during training.
 IN_MEMORY = 2**30  # bytes
 
 FILTERS = {  # Pillow's, which average over as many pixels as become one
@@ -29,18 +31,27 @@ FILTERS = {  # Pillow's, which average over as many pixels as become one
 }
 RESIZE = (*FILTERS, "pad")
 
+SHUFFLE_SEED = 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
     """Images of one size, in a fixed order.
 
     Attributes:
-        name: what they are of and how they were made this size, in words.
-        split: the part of it.
-        shape: (h, w, c) of each.
-        count: how many there are.
-        read: i -> image i; ValueError naming an image that is broken or of another size or kind.
-        array: all of them, uint8 [n, h, w, c], where they are held in memory.
+        name: the data set, and how its images were brought to this size.
+        split: the part of the data set.
+        shape: (h, w, c) of each image.
+        count: number of images.
+        read: i -> image i. Raises a ValueError that names the image if it is damaged, or of another size or
+            number of channels.
+        array: all images, uint8 [n, h, w, c], if they are held in memory.
+
+    Example:
+        >>> grey = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> images = Images(name="black", split="all", shape=(8, 8, 1), count=3, read=grey.__getitem__)
+        >>> images.array is None, held(images).array.shape
+        (True, (3, 8, 8, 1))
     """
 
     name: str
@@ -51,75 +62,157 @@ class Images:
     array: UInt8[np.ndarray, "n h w c"] | None = None
 
 
-def describe(data: Any) -> tuple[str, str]:
-    """What the images of a config's ``data`` group are of and how they were made their size; and which part.
+def describe(data: Any) -> dict[str, Any]:
+    """What identifies a config's data set, for reference statistics to carry.
 
-    Reference moments are known by these, also where the images themselves are not.
+    Args:
+        data: the group ``config.data``.
+
+    Returns:
+        data: the data set's name, including crop and resize;
+        split: the part of it;
+        image_size, num_channels: of the images;
+        content: their ``fingerprint``.
+
+    Raises:
+        ValueError: as ``open_images``.
+
+    Example:
+        >>> from configs.base import get_config
+        >>> data = get_config().data
+        >>> data.update({"image_size": 32, "resize": "pad"})
+        >>> describe(data)["data"], describe(data)["split"]
+        ('digits 32x32 pad', 'train')
     """
+    name, split = _named(data)
+    return {
+        "data": name,
+        "split": split,
+        "image_size": data.image_size,
+        "num_channels": data.num_channels,
+        "content": fingerprint(data),
+    }
+
+
+def _named(data: Any) -> tuple[str, str]:
+    """The name of a config's data set, including crop and resize, and its split."""
     cropped = "" if data.crop is None else f" crop {data.crop}"
     resized = "" if data.resize is None else f" {data.image_size}x{data.image_size} {data.resize}"
     return f"{data.name}{cropped}{resized}", data.split or "train"
 
 
-def open_images(data: Any) -> Images:
-    """The data set that a config's ``data`` group names, with its first image read.
+def fingerprint(data: Any) -> str | None:
+    """A SHA-256, in hexadecimal digits, of the files that ``open_images`` reads; None where they are absent.
 
-    ``data.path`` names a folder, a .zip or an .npz file of images, whatever ``data.name`` calls them, the
-    folder of MNIST's own files (``sources.IDX``), or of prepared tensorflow-datasets.
+    Of scikit-learn's digits and MNIST's own files, it takes in every byte of the images; of a .zip or an .npz
+    file, the names, sizes and checksums of the images that the archive's directory states; of a folder, the
+    relative name and the size of each image, and its first ``sources.HEAD`` bytes; of prepared
+    tensorflow-datasets, dataset_info.json and the names and sizes of the split's files.
+
+    Args:
+        data: the group ``config.data``, of which name, path and split are used.
 
     Raises:
-        ValueError: for an unknown name, a path that is not there or holds no images, a split that the data
-            set does not have, or a size, crop or number of channels that the first image does not fit.
-        FileNotFoundError: for a data set that is known but not on this machine, saying how to get it.
+        ValueError: for an unknown name, or a path that does not exist or holds no images.
+    """
+    _, split = _named(data)
+    prepared = _prepared(data)
+    if prepared is not None:
+        return sources.prepared_fingerprint(prepared, split)
+    try:
+        return _source(data, split).fingerprint()
+    except FileNotFoundError:
+        return None
+
+
+def open_images(data: Any) -> Images:
+    """Opens the data set that a config's ``data`` group names, and reads its first image as a check.
+
+    Args:
+        data: the group ``config.data``. Its ``path`` may be a folder, a .zip or an .npz file of images, a
+            folder with MNIST's original files (``sources.IDX``), or one of prepared tensorflow-datasets. With
+            a path to images, ``data.name`` may be any name.
+
+    Raises:
+        ValueError: for an unknown name, a path that does not exist or holds no images, a split that the data
+            set does not have, or a size, crop or number of channels that does not fit the first image.
+        FileNotFoundError: for a known data set that is not on this machine, with the commands that get it.
     """
     if data.resize is not None:
         require_choice("config.data.resize", data.resize, RESIZE)
     if data.crop is not None:
-        require(
-            data.crop >= 1, "config.data.crop", data.crop, "pixels a side, at least 1", "set None for none"
-        )
-    name, split = describe(data)
+        require(data.crop >= 1, "config.data.crop", data.crop, "at least 1 pixel", "set None for no crop")
+    name, split = _named(data)
     return _of_one_size(
         _source(data, split), data, name=name, split=split, crop=data.crop, resize=data.resize
     )
 
 
+def shuffled(images: Images) -> Images:
+    """The same images in an order that depends on their number alone.
+
+    Figures of random parts of a data set, such as the Inception Score's splits, need it: files are often
+    sorted by class.
+
+    Example:
+        >>> grey = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+        >>> images = Images(name="three", split="all", shape=(1, 1, 1), count=3, read=grey.__getitem__)
+        >>> [int(shuffled(images).read(i)[0, 0, 0]) for i in range(3)]
+        [2, 0, 1]
+    """
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(images.count)
+    array = None if images.array is None else images.array[order]
+    return dataclasses.replace(images, read=lambda i: images.read(int(order[i])), array=array)
+
+
 def open_samples(path: str, data: Any) -> Images:
-    """Images that were made elsewhere, which have to be of the config's size: they are never resized.
+    """Opens images from another source, ``shuffled``. They must have the config's size: none is resized.
+
+    Args:
+        path: a folder, a .zip or an .npz file of images.
+        data: the group ``config.data``, of which size and number of channels are used.
 
     Raises:
-        ValueError: for a path that is not there or holds no images, or a first image of another size or kind.
+        ValueError: for a path that does not exist or holds no images, or a first image of another size or
+            number of channels.
     """
     source = sources.at_path(path, "--images")
-    return _of_one_size(source, data, name=path, split="all", crop=None, resize=None)
+    return shuffled(_of_one_size(source, data, name=path, split="all", crop=None, resize=None))
+
+
+def _prepared(data: Any) -> epath.Path | None:
+    """The folder of the prepared tensorflow-datasets that a config names, if it is there."""
+    if data.path is not None:
+        sources.existing(data.path, "config.data.path")
+    elif data.name == "digits":
+        return None
+    return sources.prepared_folder(data.name, data.path)
 
 
 def _source(data: Any, split: str) -> sources.Source:
-    if data.name == "digits" and data.path is None:
-        require(split == "train", "config.data.split", split, "'train', which is all digits", "drop it")
-        return sources.of_array(_digits(), "digits")
-    prepared = sources.prepared_folder(data.name, data.path)
+    prepared = _prepared(data)
     if prepared is not None:
         return sources.of_prepared(prepared, split)
     if data.path is not None:
         return sources.of_idx(data.path, split) or sources.at_path(data.path, "config.data.path")
+    if data.name == "digits":
+        require(split == "train", "config.data.split", split, "'train', which is all digits", "leave it out")
+        return sources.of_array(_digits(), "digits")
     names = ("digits", *sources.PREPARED)
     if data.name not in names:
         try:
             require_choice("config.data.name", data.name, names)
         except ValueError as error:
-            raise ValueError(
-                f"{error} Images of another name are found by config.data.path: a folder, .zip or .npz file"
-            ) from None
-    raise FileNotFoundError(
-        f"config.data.name = {data.name!r}: there is no such data set in {sources.default_root()}; "
-        + sources.how_to_prepare(data.name)
-    )
+            fix = "for other images set config.data.path to a folder, .zip or .npz file"
+            raise ValueError(f"{error}; {fix}") from None
+    present = f"a data set that is present in {sources.default_root()}"
+    fix = sources.how_to_prepare(data.name)
+    raise FileNotFoundError(refusal("config.data.name", data.name, present, fix))
 
 
 def _digits() -> np.ndarray:
-    """scikit-learn's 1,797 handwritten digits, 8x8, whose 17 grey levels 0..16 are spread over 0..255."""
-    from sklearn.datasets import load_digits  # a second's import that only this data set needs
+    """scikit-learn's 1,797 handwritten digits, 8x8, with their 17 grey levels 0..16 spread over 0..255."""
+    from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
 
     levels, _ = load_digits(return_X_y=True)
     return np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -129,6 +222,7 @@ def _of_one_size(
     source: sources.Source, data: Any, *, name: str, split: str, crop: int | None, resize: str | None
 ) -> Images:
     size, channels = data.image_size, data.num_channels
+    require_count(**{"config.data.image_size": size, "config.data.num_channels": channels})
 
     def read(i: int) -> np.ndarray:
         return _fitted(source.read(i), source.title(i), size, channels, crop, resize)
@@ -139,17 +233,17 @@ def _of_one_size(
 def _fitted(
     image: np.ndarray, title: str, size: int, channels: int, crop: int | None, resize: str | None
 ) -> np.ndarray:
-    """The image at size x size: its central square, resized or padded as the config says.
+    """The image at size x size, after the crop, resizing or padding that the config asks for.
 
     Raises:
-        ValueError: for an image of other channels, or of another size where nothing is to be done about it.
+        ValueError: for an image with another number of channels, or of another size without a resize.
     """
     have = image.shape[-1]
     require(
         have == channels,
         "config.data.num_channels",
         channels,
-        f"{have}, as {title} has",
+        f"{have}, the number of channels of {title}",
         (f"set config.data.num_channels = {have}, or " if have in (1, 3) else "")
         + f"write all images as {'grey' if channels == 1 else 'RGB'}"
         + (" without an alpha channel" if have in (2, 4) else ""),
@@ -157,8 +251,8 @@ def _fitted(
     height, width = image.shape[:2]
     if crop is not None:
         fits = crop <= min(height, width)
-        allowed = f"at most {min(height, width)}, as {title} is {height}x{width}"
-        require(fits, "config.data.crop", crop, allowed, "set a smaller one")
+        allowed = f"at most {min(height, width)}, the shorter side of {title}"
+        require(fits, "config.data.crop", crop, allowed, "choose a smaller square")
         image = _central(image, crop)
     elif resize in FILTERS:
         image = _central(image, min(height, width))
@@ -173,11 +267,10 @@ def _fitted(
         above, left = (size - height) // 2, (size - width) // 2
         padding = (above, size - height - above), (left, size - width - left), (0, 0)
         return np.pad(image, padding)
+    allowed = f"{(size, size)}, which is config.data.image_size"
     fix = f"set config.data.image_size = {height}, or " if height == width else ""
-    raise ValueError(
-        f"config.data.image_size = {size}: allowed is {height if height == width else 'none'}, as {title} is "
-        f"{height}x{width}; {fix}resize the images, by config.data.resize if they are to train on"
-    )
+    fix += "resize the images, those of a data set with config.data.resize"
+    raise ValueError(refusal(f"size of {title}", (height, width), allowed, fix))
 
 
 def _central(image: np.ndarray, side: int) -> np.ndarray:
@@ -186,16 +279,25 @@ def _central(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def load(data: Any) -> UInt8[np.ndarray, "n h w c"]:
-    """All images of the data set that a config's ``data`` group names, as grey levels 0..255.
+    """Reads all images of the data set that a config's ``data`` group names, as grey levels 0..255.
 
     Raises:
-        ValueError, FileNotFoundError: as ``open_images``, and for any image that is broken or does not fit.
+        ValueError, FileNotFoundError: as ``open_images``, and for any image that is damaged or does not fit.
+
+    Example:
+        >>> from configs.base import get_config
+        >>> load(get_config().data).shape
+        (1797, 8, 8, 1)
     """
     return _all(open_images(data))
 
 
 def held(images: Images) -> Images:
-    """The same images, in memory if they fit into ``IN_MEMORY``; any that is broken is then found at once."""
+    """The same images, held in memory if they fit into ``IN_MEMORY``.
+
+    Raises:
+        ValueError: for a damaged image, if they are held.
+    """
     if images.array is not None or images.count * int(np.prod(images.shape)) > IN_MEMORY:
         return images
     return dataclasses.replace(images, array=_all(images))
@@ -209,12 +311,16 @@ def _all(images: Images) -> np.ndarray:
 
 
 def pieces(images: Images, limit: int = 4096) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """All images in their order, at most ``limit`` of them and 64 MB at a time.
+    """Yields all images in order, at most ``limit`` of them and 64 MB at a time.
 
-    How they are cut depends on nothing else, so that sums over the pieces are the same to the last bit.
+    The pieces are the same whether the images are held in memory or not, so that sums over them are the same
+    to the last bit.
+
+    Raises:
+        ValueError: for a damaged image.
     """
     size = min(max(2**26 // int(np.prod(images.shape)), 1), limit)
-    with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
+    with ThreadPoolExecutor() as pool:  # decoders release Python's lock
         for start in range(0, images.count, size):
             part = range(start, min(start + size, images.count))
             yield np.stack(list(pool.map(images.read, part))) if images.array is None else images.array[part]

@@ -1,36 +1,54 @@
-"""Where images are read from: prepared tensorflow-datasets, folders and zips of images, npz and IDX files.
+"""Sources of images: prepared tensorflow-datasets, folders, .zip and .npz files, and MNIST's IDX files.
 
-Every source is a number of images and a function that reads the i-th, from any thread, so that any order of
-any part can be read without going through the rest. TensorFlow is needed by none of them.
+Every source has random access: a number of images, and a function that reads the i-th from any thread. None
+of them needs TensorFlow. Whatever is wrong with a file ends in a ValueError that names it.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import functools
 import gzip
+import hashlib
 import io
+import math
 import os
 import re
+import sys
 import zipfile
-import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
-from sde_lib.checks import require, require_choice
+from sde_lib.checks import refusal, require, require_choice
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+REPLACE = "replace it with an intact copy"
 
-# As tensorflow-datasets calls them, with what getting them takes beside the command
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp"),
+    *(".tif", ".tiff", ".gif", ".pgm", ".ppm"),
+)
+
+# Bytes of an image, as a file in an archive and decoded. A larger one is refused before memory is used for
+# it: a damaged or malicious file of some kilobytes may ask for gigabytes.
+LARGEST = 2**28
+
+# Bytes of each file in a folder that its fingerprint takes in: reading whole files takes too long.
+HEAD = 2**16
+
+# Names of tensorflow-datasets, and what preparing them takes besides the command
 PREPARED = {
     "mnist": "",
     "cifar10": "",
     "celeb_a": "",
-    "celeb_a_hq/256": ", after its images were put together by hand as the data set's page says",
+    "celeb_a_hq/256": ", after assembling its images by hand as the data set's page says",
     "lsun/church_outdoor": "",
     "lsun/bedroom": "",
 }
@@ -41,163 +59,300 @@ class Source:
     """Images as they are stored, of any size.
 
     Attributes:
-        count: how many there are.
-        read: i -> image i, uint8 [h, w, c], 0 <= i < count; ValueError naming an image that is broken.
-        title: i -> what image i is called in messages.
+        count: number of images.
+        read: i -> image i, uint8 [h, w, c], for 0 <= i < count. Raises a ValueError that names the image if
+            it is damaged.
+        title: i -> the name of image i in messages.
+        fingerprint: computes a SHA-256, in hexadecimal digits, that changes with the images.
+
+    Example:
+        >>> source = of_array(np.zeros((2, 8, 8, 3), np.uint8), "black images")
+        >>> source.count, source.read(1).shape, source.title(1)
+        (2, (8, 8, 3), 'image 1 of black images')
     """
 
     count: int
     read: Callable[[int], UInt8[np.ndarray, "h w c"]]
     title: Callable[[int], str]
+    fingerprint: Callable[[], str]
+
+
+@contextlib.contextmanager
+def _readable(title: str, allowed: str = "a readable file") -> Iterator[None]:
+    """Turns any error of the block into a ValueError: decoders of damaged files raise nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(refusal(title, error, allowed, REPLACE)) from None
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def decode(content: bytes, title: str) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of an encoded image: c = 1 for grey, 2 and 4 with an alpha channel, 3 for RGB.
+    """Decodes an image file: c = 1 for grey, 3 for RGB, and 2 or 4 for these with an alpha channel.
+
+    The image is turned as its EXIF orientation says.
+
+    Args:
+        content: of a file in any format that Pillow reads, such as PNG or JPEG.
+        title: the image's name in messages.
 
     Raises:
-        ValueError: for a broken image, or one whose channels are not of 8 bits.
+        ValueError: for a damaged image, one that is larger than ``LARGEST`` or has several frames, or one
+            whose channels do not have 8 bits.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            mode = image.mode
-            if mode == "P":  # colours by number
-                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-            pixels = np.asarray(image)
-    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        raise ValueError(
-            f"{title} is no image that can be read ({error}): replace it by a whole copy, or remove it"
-        ) from None
-    require(
-        mode in ("L", "LA", "P", "RGB", "RGBA"),
-        f"Pillow's mode of {title}",
-        mode,
-        "8-bit grey (L) or RGB",
-        "convert it to 8 bits a channel",
-    )
+    with _readable(title, "a readable image"):
+        image = Image.open(io.BytesIO(content))
+        # A camera's JPEG (MPO) holds the photograph first, and then previews of it
+        still = image.format == "MPO" or not getattr(image, "is_animated", False)
+    size = image.width * image.height * len(image.getbands())
+    _require_small(f"bytes of {title} when decoded", size)
+    require(still, title, "several frames", "a still image", "store each frame as an image of its own")
+    with _readable(title, "a readable image"):
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        mode = image.mode
+        if mode == "P":  # indices into a palette
+            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        pixels = np.asarray(image)
+    modes, fix = ("L", "LA", "P", "RGB", "RGBA"), "convert it to 8 bits a channel"
+    require(mode in modes, f"Pillow's mode of {title}", mode, "8-bit grey (L) or RGB", fix)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
+def _require_small(name: str, size: int) -> None:
+    require(size <= LARGEST, name, size, f"at most {LARGEST}", "resize the image, or remove it")
+
+
 def of_array(images: np.ndarray, title: str) -> Source:
-    """Images that are in memory.
+    """Images in memory.
+
+    Args:
+        images: uint8 [n, h, w, c], or [n, c, h, w] with c = 1 or 3; n >= 1.
+        title: their name in messages.
 
     Raises:
-        ValueError: unless they are uint8 [n, h, w, c].
+        ValueError: for another dtype or number of axes, or no images.
     """
-    require(
-        images.dtype == np.uint8,
-        f"dtype of {title}",
-        str(images.dtype),
-        "uint8, grey levels 0 to 255",
-        "scale and round floats to 0..255 and store them as uint8",
+    _require_images(images.dtype, images.shape, title)
+    images = _channels_last(images)
+    return Source(
+        count=len(images),
+        read=images.__getitem__,
+        title=lambda i: f"image {i} of {title}",
+        fingerprint=lambda: _digest([repr(images.shape).encode(), images.tobytes()]),
     )
-    fix = "write grey images as images[..., None]" if images.ndim == 3 else "put the axes in this order"
-    require(images.ndim == 4, f"shape of {title}", images.shape, "(n, height, width, channels)", fix)
-    require(len(images) > 0, f"number of images in {title}", 0, "at least 1", "name a file that holds some")
-    return Source(count=len(images), read=images.__getitem__, title=lambda i: f"image {i} of {title}")
+
+
+def _require_images(dtype: np.dtype, shape: tuple[int, ...], title: str) -> None:
+    fix = "store grey levels as uint8"
+    if dtype.kind == "f":
+        fix = "convert it, from [0, 1] with np.rint(255 * images).astype(np.uint8), or from [-1, 1] with "
+        fix += "np.rint(127.5 * (images + 1)).astype(np.uint8)"
+    grey_levels = "uint8 with grey levels 0 to 255"
+    require(dtype == np.uint8, f"dtype of {title}", str(dtype), grey_levels, fix)
+    fix = "store grey images as images[..., None]" if len(shape) == 3 else "put the axes in this order"
+    require(len(shape) == 4, f"shape of {title}", shape, "(n, height, width, channels)", fix)
+    require(shape[0] > 0, f"number of images in {title}", 0, "at least 1", "choose a file with images")
+
+
+def _channels_last(images: UInt8[np.ndarray, "n _ _ _"]) -> UInt8[np.ndarray, "n h w c"]:
+    """The images, whose channels may be the second axis instead of the last."""
+    channels = (1, 3)
+    first = images.shape[1] in channels and images.shape[3] not in channels
+    return images.transpose(0, 2, 3, 1) if first else images
+
+
+def existing(path: str, key: str) -> epath.Path:
+    """The path of images that a flag or config key gives.
+
+    Raises:
+        ValueError: naming the key, if there is nothing at the path, or if the path is empty.
+    """
+    place = epath.Path(path).expanduser()
+    allowed = "an existing folder, .zip or .npz file"
+    require(path != "" and place.exists(), key, path, allowed, "correct the path")
+    return place
 
 
 def at_path(path: str, key: str) -> Source:
-    """The images in a folder (and the folders in it), a .zip or an .npz file, in the order of their names.
+    """The images in a folder and its subfolders, a .zip or an .npz file, in the order of their names.
 
-    Of an .npz file it is the array called images, or the only one.
+    Links to folders are followed. Names that begin with a dot and files that are no images are skipped, and a
+    line on stderr says how many. In an .npz file, the images are the only array, or the one called images or,
+    as guided-diffusion writes it, arr_0.
 
     Args:
-        key: what the path was given as, for messages.
+        path: the folder or file.
+        key: the name of the flag or config key that gave the path, for messages.
 
     Raises:
-        ValueError: for a path that is not there or holds no images.
+        ValueError: for a path that does not exist or holds no images.
     """
-    place = epath.Path(path).expanduser()
-    allowed = "a folder, a .zip or an .npz file"
-    require(place.exists(), key, path, f"{allowed} that is there", "correct the path")
+    place = existing(path, key)
     if place.is_dir():
         return _of_folder(place)
-    readers = {".zip": _of_zip, ".npz": _of_npz}
-    require(place.suffix in readers, key, path, allowed, "put the images into a folder")
-    try:
-        return readers[place.suffix](place)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}): replace it by a whole copy") from None
+    readers, suffix = {".zip": _of_zip, ".npz": _of_npz}, place.suffix.lower()
+    fix = "put the images into a folder"
+    require(suffix in readers, key, path, "a folder, a .zip or an .npz file", fix)
+    return readers[suffix](place)
+
+
+HIDDEN, AGAIN = "hidden", "again"
+
+
+def _is_hidden(name: str) -> bool:
+    # macOS puts its own notes into archives
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+
+
+def _is_image(name: str, skipped: collections.Counter[str]) -> bool:
+    """Whether a file is an image, by its last name; counts it among those skipped if not."""
+    if name.lower().endswith(SUFFIXES):
+        return True
+    skipped[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+    return False
 
 
 def _of_folder(folder: epath.Path) -> Source:
-    files = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if _is_image(name)
-    )
-    _require_some(files, str(folder))
+    files, skipped, visited = [], collections.Counter[str](), set()
+
+    def refuse(error: OSError) -> None:
+        fix = "make it readable, or remove it"
+        raise ValueError(refusal(str(error.filename), error, "a readable folder", fix))
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link may lead to a folder above it
+            skipped[AGAIN] += 1
+            folders.clear()
+            continue
+        visited.add(real)
+        shown = [name for name in (*folders, *names) if not _is_hidden(name)]
+        skipped[HIDDEN] += len(folders) + len(names) - len(shown)
+        folders[:] = sorted(set(folders) & set(shown))
+        files += [os.path.join(parent, name) for name in set(names) & set(shown) if _is_image(name, skipped)]
+    files.sort()
+    _require_some(files, str(folder), skipped)
+
+    def part(file: str) -> bytes:
+        with _readable(file), open(file, "rb") as opened:
+            size, head = os.fstat(opened.fileno()).st_size, opened.read(HEAD)
+        return b"%b\0%d\0%b" % (os.fsencode(os.path.relpath(file, folder)), size, _digest([head]).encode())
+
+    def fingerprint() -> str:
+        with ThreadPoolExecutor() as pool:
+            return _digest(pool.map(part, files))
+
     return Source(
         count=len(files),
         read=lambda i: decode(_content(files[i]), files[i]),
         title=files.__getitem__,
+        fingerprint=fingerprint,
     )
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with _readable(path), open(path, "rb") as file:
         return file.read()
 
 
 def _of_zip(path: epath.Path) -> Source:
-    archive = zipfile.ZipFile(path)  # stays open; its reads from several threads are kept apart by a lock
-    files = sorted(name for name in archive.namelist() if _is_image(name))
-    _require_some(files, str(path))
+    with _readable(str(path)):
+        archive = zipfile.ZipFile(path)  # stays open; its own lock serialises reads from several threads
+    files, skipped = [], collections.Counter[str]()
+    for member in archive.infolist():
+        parts = member.filename.split("/")
+        if member.is_dir():
+            continue
+        if any(map(_is_hidden, parts)):
+            skipped[HIDDEN] += 1
+        elif _is_image(parts[-1], skipped):
+            files.append(member)
+    files.sort(key=lambda member: member.filename)
 
     def title(i: int) -> str:
-        return f"{path}/{files[i]}"
+        return f"{path}/{files[i].filename}"
+
+    for i, member in enumerate(files):
+        _require_small(f"bytes of {title(i)}", member.file_size)
+    _require_some(files, str(path), skipped)
 
     def read(i: int) -> np.ndarray:
-        try:
-            content = archive.read(files[i])
-        except Exception as error:  # of zlib, of the archive's checksums, of encryption
-            raise ValueError(
-                f"{title(i)} cannot be read ({error}): replace the file by a whole copy"
-            ) from None
+        with _readable(title(i)), archive.open(files[i]) as file:
+            content = file.read(files[i].file_size)  # without a number, it would decompress whatever comes
         return decode(content, title(i))
 
-    return Source(count=len(files), read=read, title=title)
+    return Source(count=len(files), read=read, title=title, fingerprint=lambda: _directory(files))
 
 
-def _is_image(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return last.lower().endswith(SUFFIXES) and not last.startswith(".") and "__MACOSX" not in name
+def _directory(members: Iterable[zipfile.ZipInfo]) -> str:
+    """The fingerprint of an archive's files, by what its directory says of them."""
+    return _digest(f"{file.filename}\0{file.file_size}\0{file.CRC}\0".encode() for file in members)
 
 
-def _require_some(files: list[str], place: str) -> None:
-    require(
-        files,
-        f"number of images in {place}",
-        0,
-        "at least 1",
-        f"name a place that holds files ending in {', '.join(SUFFIXES)}; or, if tensorflow-datasets prepared "
-        "it, set config.data.name to a data set that is there",
+def _require_some(files: list[Any], place: str, skipped: collections.Counter[str]) -> None:
+    """Refuses a place without images; where there are some, says which other files are skipped."""
+    fix = (
+        f"choose a path with files ending in {', '.join(SUFFIXES)}; or, if it holds prepared "
+        "tensorflow-datasets, set config.data.name to one of them"
     )
+    require(files, f"number of images in {place}", 0, "at least 1", fix)
+    hidden, again = skipped.pop(HIDDEN, 0), skipped.pop(AGAIN, 0)
+    suffixes = ", ".join(suffix for suffix, _ in skipped.most_common(4))
+    kinds = {
+        "hidden (a name that begins with a dot)": hidden,
+        f"not an image ({suffixes})": skipped.total(),
+        "a folder that was read under another name": again,
+    }
+    if number := sum(kinds.values()):
+        reasons = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        _say(f"{place}: read {len(files)} images, skipped {number} other files or folders: {reasons}")
+
+
+@functools.cache  # a command opens the same place several times
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _of_npz(path: epath.Path) -> Source:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = arrays.files
-            name = names[0] if len(names) == 1 else "images"
-            require(
-                name in names,
-                f"arrays of {path}",
-                names,
-                "one array, or one called 'images'",
-                "store the images with np.savez(path, images=images)",
-            )
-            images = arrays[name]
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise
-        raise ValueError(f"{path} holds Python objects: store the images as one uint8 array") from None
-    return of_array(images, str(path))
+    title = str(path)
+    with _readable(title), zipfile.ZipFile(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+    names = [*members] if len(members) == 1 else [name for name in ("images", "arr_0") if name in members]
+    allowed = "a single array, or several with one called 'images' or 'arr_0'"
+    fix = "store the images with np.savez(path, images=images)"
+    require(names, f"content of {title}", [*members], allowed, fix)
+    member = members[names[0]]
+    with _readable(title), zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        opened = cast(BinaryIO, file)
+        version = np.lib.format.read_magic(opened)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[version](opened)
+        size = member.file_size - opened.tell()
+    _require_images(dtype, shape, title)
+    allowed = f"{math.prod(shape)}, as its shape {shape} says"
+    require(size == math.prod(shape), f"bytes of the images in {title}", size, allowed, REPLACE)
+
+    @functools.cache  # not read before the first image is: the fingerprint needs none
+    def images() -> np.ndarray:
+        with _readable(title), zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            return _channels_last(np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False))
+
+    return Source(
+        count=shape[0],
+        read=lambda i: images()[i],
+        title=lambda i: f"image {i} of {title}",
+        fingerprint=lambda: _directory([member]),
+    )
 
 
-# The files in which MNIST, and what took its place (Fashion-MNIST, KMNIST), are given out, .gz or not
+# The original files of MNIST and its successors (Fashion-MNIST, KMNIST), with or without .gz
 IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -205,10 +360,14 @@ IDX = {
 
 
 def idx_files(folder: str, split: str) -> tuple[epath.Path, epath.Path] | None:
-    """The files of a split's images and labels, None where the folder holds no such files.
+    """The files with the images and the labels of a split of MNIST; None for a folder without such files.
+
+    Args:
+        folder: where the files are.
+        split: "train" or "test".
 
     Raises:
-        ValueError: where it does, for a split other than train and test, or one whose file is missing.
+        ValueError: for another split, or one of which a file is missing.
     """
     place = epath.Path(folder).expanduser()
 
@@ -219,60 +378,53 @@ def idx_files(folder: str, split: str) -> tuple[epath.Path, epath.Path] | None:
         return None
     require_choice("config.data.split", split, IDX)
     images, labels = IDX[split]
-    require(
-        found(images) and found(labels),
-        f"files of {folder}",
-        sorted(file.name for file in place.iterdir()),
-        f"{images} and {labels}, with .gz or without",
-        "put both there",
-    )
+    present = sorted(file.name for file in place.iterdir())
+    allowed, fix = f"{images} and {labels}, with or without .gz", "copy both into the folder"
+    require(found(images) and found(labels), f"files in {folder}", present, allowed, fix)
     return found(images)[0], found(labels)[0]
 
 
 def read_idx(path: epath.Path) -> UInt8[np.ndarray, "..."]:
-    """An array of bytes in the IDX format: 0, 0, 8 (bytes), the number of axes, their big-endian lengths.
+    """Reads an array of bytes in the IDX format, compressed with gzip if the name ends in .gz.
+
+    The file starts with the bytes 0, 0, 8 (for the type: bytes) and the number of axes, followed by their
+    lengths as big-endian 32-bit integers and the values.
 
     Raises:
-        ValueError: for a file that is broken, or of another format.
+        ValueError: for a damaged file, or another format.
     """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): replace it by a whole copy") from None
-    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    shape = tuple(np.frombuffer(content[4:], ">u4", axes)) if len(content) >= 4 + 4 * axes else ()
-    values = content[4 + 4 * axes :]
-    require(
-        shape and len(values) == np.prod(shape, dtype=np.int64),
-        f"content of {path}",
-        f"{len(content)} bytes",
-        "an IDX file of bytes, as long as its header says",
-        "replace it by a whole copy",
-    )
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    with _readable(str(path)), path.open("rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        start = file.read(4)
+        axes = start[3] if start[:3] == b"\0\0\x08" and len(start) == 4 else 0
+        shape = tuple(map(int, np.frombuffer(file.read(4 * axes), ">u4", axes)))
+        # one byte more than there should be, to notice what is too long
+        values = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)
+    allowed = f"an array of bytes in the IDX format, of the shape {shape} that its header says"
+    whole = shape and values.size == math.prod(shape)
+    require(whole, f"content of {path}", f"{values.size} bytes", allowed, REPLACE)
+    return values.reshape(shape)
 
 
 def of_idx(folder: str, split: str) -> Source | None:
-    """The grey images of MNIST's own files, None where the folder holds no such files.
+    """The grey images of a split of MNIST's original files; None for a folder without such files.
 
     Raises:
-        ValueError: as ``idx_files`` and ``read_idx``, and for a file that holds no images.
+        ValueError: as ``idx_files`` and ``read_idx``, and for a file without images.
     """
     files = idx_files(folder, split)
     return None if files is None else of_array(read_idx(files[0])[..., None], str(files[0]))
 
 
 def prepared_folder(name: str, path: str | None) -> epath.Path | None:
-    """The folder of the newest version of a prepared data set, None where there is none.
+    """The folder of the newest version of a prepared data set; None if there is none.
 
     Args:
-        name: as tensorflow-datasets calls it, with its config: "lsun/church_outdoor".
-        path: such a folder itself, or the one that all data sets are in; by default that of
-            tensorflow-datasets, which is TFDS_DATA_DIR or ~/tensorflow_datasets.
+        name: the name in tensorflow-datasets, including its config, such as "lsun/church_outdoor".
+        path: the folder of one version, or the one that contains all data sets; None for the default of
+            tensorflow-datasets, see ``default_root``.
     """
-    root = epath.Path(path or default_root()).expanduser()
+    root = epath.Path(default_root() if path is None else path).expanduser()
     if (root / "dataset_info.json").exists():
         return root
     folder = root / name
@@ -285,62 +437,82 @@ def prepared_folder(name: str, path: str | None) -> epath.Path | None:
 
 
 def default_root() -> str:
-    """Where tensorflow-datasets keeps what it prepared."""
+    """The folder in which tensorflow-datasets keeps prepared data sets: TFDS_DATA_DIR or its default."""
     return os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 
 def how_to_prepare(name: str) -> str:
-    """What to run, and where, for a data set of ``PREPARED`` that is not there."""
+    """Instructions for getting a data set of ``PREPARED``."""
     root = default_root()
     return (
-        f"on a machine with a network run: pip install tensorflow; tfds build {name} "
+        f"on a machine with internet access, run: pip install tensorflow; tfds build {name} "
         f"--file_format=array_record --data_dir={root}{PREPARED[name]}. Then copy {root}/{name} here "
-        "(reading it needs no TensorFlow), or set config.data.path to the folder that holds it, or to a "
-        "folder, .zip or .npz of the images"
+        "(reading it needs no TensorFlow), or set config.data.path to the folder that contains it, or to "
+        "a folder, .zip or .npz file of the images"
     )
 
 
 def of_prepared(folder: epath.Path, split: str) -> Source:
     """A split, or a slice such as "train[:5000]", of a data set that tensorflow-datasets prepared.
 
-    Raises:
-        ValueError: for a split that it does not have, no images in it, or a file format that cannot be read
-            at random (and so not without TensorFlow).
-    """
-    import tensorflow_datasets as tfds  # seconds that only these data sets need
+    Args:
+        folder: of one version of the data set, see ``prepared_folder``.
+        split: in the syntax of tensorflow-datasets.
 
-    builder: Any = tfds.builder_from_directory(folder)  # its features and calls are known at run time only
+    Raises:
+        ValueError: for a split that the data set does not have, a split without images, or a file format
+            without random access (which cannot be read without TensorFlow).
+    """
+    import tensorflow_datasets as tfds  # takes seconds, and only these data sets need it
+
+    builder: Any  # type checkers do not know its features and calls
+    with _readable(str(folder), "a readable folder of tensorflow-datasets"):
+        builder = tfds.builder_from_directory(folder)
     require(
         builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD,
         f"file format of {folder}",
         str(builder.info.file_format and builder.info.file_format.value),
         "array_record",
         f"run: tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record "
-        "--out_dir=ANOTHER, with TensorFlow installed; then name ANOTHER by config.data.path",
+        "--out_dir=ANOTHER, with TensorFlow installed; then set config.data.path to ANOTHER",
     )
-    require(
-        "image" in builder.info.features,
-        f"features of {folder}",
-        sorted(builder.info.features),
-        "one called 'image'",
-        "name another data set",
-    )
+    features, allowed = sorted(builder.info.features), "a list that contains 'image'"
+    require("image" in features, f"features of {folder}", features, allowed, "choose another data set")
     try:
         records = builder.as_data_source(
             split=split,
-            # The bytes themselves: they are decoded here, so that a broken image is named
+            # The encoded bytes: ``decode`` names a damaged image.
             decoders={"image": tfds.decode.SkipDecoding()},
         )
     except (KeyError, ValueError) as error:
-        splits = ", ".join(map(repr, builder.info.splits))
-        raise ValueError(
-            f"config.data.split = {split!r}: allowed is one of {splits}, or a slice of one; {error}"
-        ) from None
-    require(
-        len(records) > 0, "config.data.split", split, f"a part of {folder} that is not empty", "name another"
-    )
+        allowed = f"one of {', '.join(map(repr, builder.info.splits))}, or a slice of one"
+        fix = f"choose one of these ({error})"
+        raise ValueError(refusal("config.data.split", split, allowed, fix)) from None
+    allowed = f"a part of {folder} that is not empty"
+    require(len(records) > 0, "config.data.split", split, allowed, "choose a larger part")
 
     def title(i: int) -> str:
         return f"record {i} of {folder}, {split}"
 
-    return Source(count=len(records), read=lambda i: decode(records[i]["image"], title(i)), title=title)
+    def read(i: int) -> np.ndarray:
+        with _readable(title(i), "a readable record"):
+            content = records[i]["image"]
+        return decode(content, title(i))
+
+    return Source(
+        count=len(records),
+        read=read,
+        title=title,
+        fingerprint=functools.partial(prepared_fingerprint, folder, split),
+    )
+
+
+def prepared_fingerprint(folder: epath.Path, split: str) -> str:
+    """A SHA-256 of a split's files, by their names and sizes, and of what dataset_info.json says of them.
+
+    It needs no tensorflow-datasets, and works for every file format.
+    """
+    splits = re.findall(r"(?<!\w)[A-Za-z]\w*", split)  # of a sum of slices, as in "train[:100]+test"
+    files = sorted(file for file in folder.iterdir() if any(f"-{name}." in file.name for name in splits))
+    parts = [f"{file.name}\0{file.stat().length}\0".encode() for file in files]
+    return _digest([split.encode(), (folder / "dataset_info.json").read_bytes(), *parts])

@@ -1,12 +1,13 @@
-"""Checkpoints: this project's own, written with orbax, and the two published formats, read only.
+"""Checkpoints: this project's own, written with orbax, and the two published formats, which are only read.
 
 An own checkpoint is a folder with the items ``params_ema`` (the averaged weights, all that sampling needs)
-and ``metadata`` (JSON: what the weights are of and where they come from), and in a training also
+and ``metadata`` (JSON: the model and the origin of the weights), and during a training also
 ``training_state`` (``params``, the weights as trained, among others). Orbax writes to a temporary folder
-and renames it: a checkpoint is whole or not there. ``sizes.json`` beside the items tells a copy that was
-cut short. Nothing in it is pickled.
+and renames it: a checkpoint is whole or absent. ``sizes.json`` beside the items reveals a truncated copy.
+Nothing in it is pickled.
 
-The format of a checkpoint is told by looking inside, never by its name.
+The content of a checkpoint decides its format, never its name. A path that a user gives is resolved once,
+by ``find``; functions that take a ``Path`` expect it resolved.
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.tree_util import Partial
 
+import configs
+from configs import keys
 from models import published_jax, published_torch
-from models.build import Params, ScoreFunction, abstract_params, score_fn
-from models.weights import Weights, flatten, read_fitting, unflatten
+from models.build import Network, Params, build
+from models.weights import Weights, read_fitting
 from sde_lib import from_config
-from sde_lib.checks import require
+from sde_lib.checks import refusal, require
 
 KIND = "this project's format"
 SIZES = "sizes.json"  # of a checkpoint's files, in bytes
 ROOT = Path(__file__).resolve().parent.parent
 
-# Settings of a network that may differ between its training and its use
-_FREE = {"checkpoint", "dtype", "dropout", "init_scale", "fourier_scale"}
-
 
 def describe(config: Any, *, step: int | None, command: str, **more: Any) -> dict[str, Any]:
-    """The metadata of a checkpoint of ``config``'s model: what it is of, and the command that made it."""
+    """The metadata of a checkpoint: ``config``'s model, data and process, and the command that made it."""
     model = {name: value for name, value in config.model.to_dict().items() if name != "checkpoint"}
     groups = {"model": model, "data": config.data.to_dict(), "sde": config.sde.to_dict()}
     return {**groups, "step": step, "command": command, **more}
@@ -51,13 +54,13 @@ def save(
     *,
     force: bool = False,
 ) -> Path:
-    """Writes a checkpoint folder; returns its path.
+    """Writes a checkpoint folder and returns its path.
 
     Args:
         path: the folder, which must not exist unless ``force``.
         params_ema: the averaged weights.
         metadata: see ``describe``.
-        training_state: what a training goes on from: a pytree of arrays with the key ``params``.
+        training_state: what a training resumes from, a pytree of arrays with the key ``params``.
         force: whether to replace what is there.
 
     Raises:
@@ -69,8 +72,8 @@ def save(
         force or not path.exists(),
         "checkpoint to write",
         str(path),
-        "a path at which nothing is yet",
-        "name another, or remove it",
+        "a path where nothing exists",
+        "choose another path, or remove what is there",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     items: dict[str, Any] = {
@@ -81,64 +84,80 @@ def save(
         items["training_state"] = ocp.args.StandardSave(training_state)  # pyright: ignore[reportCallIssue]
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, ocp.args.Composite(**items), force=force)
-    # Notes of where this was written to, which serve no local file system and would be untrue of a copy
+    # Orbax notes there where it wrote to: of no use on a local file system, and untrue of a copy
     for note in path.rglob("commit_success.txt"):
         note.unlink()
     (path / SIZES).write_text(json.dumps(_sizes(path)))
     return path
 
 
-def load_score_fn(config: Any, path: str | Path | None = None, raw: bool = False) -> ScoreFunction:
+def load_score_fn(config: Any, path: str | Path | None = None, raw: bool = False) -> Partial:
     """The score function of ``config``'s model with the weights of a checkpoint of any known format.
 
     Args:
         config: the whole config (see configs/base.py).
-        path: the checkpoint; None stands for ``config.model.checkpoint``. A relative path is looked for in
-            the working directory and then in the project's root.
+        path: the checkpoint, as for ``find``; by default ``config.model.checkpoint``.
         raw: whether to take the weights as trained instead of their moving average.
 
     Returns:
-        score_fn(x [b, h, w, c], t [b]) -> [b, h, w, c]; a pytree, see ``models.score_fn``.
+        score_fn(x [b, h, w, c], t [b]) -> [b, h, w, c], a pytree; see ``Network.score_fn``.
 
     Raises:
-        ValueError: naming what is wrong with the config or the checkpoint, and the fix.
+        ValueError: for a config or a checkpoint that is refused, as by ``build``, ``find`` and
+            ``restore_params``.
     """
     path = path if path is not None else config.model.checkpoint
+    fix = (
+        "train one with --mode=train, or name one with --checkpoint=PATH (docs/checkpoints.md says where "
+        "published ones are)"
+    )
     if path is None:
-        raise ValueError(
-            "config.model.checkpoint = None: allowed is the path of a checkpoint; train one with "
-            "--mode=train, or name one with --checkpoint=PATH (docs/checkpoints.md says where published "
-            "ones are)"
-        )
-    params, _ = restore_params(path, config, raw=raw)
-    return score_fn(config, from_config(config.sde), jax.device_put(params))
+        raise ValueError(refusal("config.model.checkpoint", path, "the path of a checkpoint", fix))
+    network = build(config)  # refuses a wrong config before a byte is read
+    params, _ = restore_params(find(path), network, config, raw=raw)
+    return network.score_fn(from_config(config.sde), jax.device_put(params))
 
 
-def restore_params(path: str | Path, config: Any, *, raw: bool = False) -> tuple[Params, dict[str, Any]]:
-    """The weights of ``config``'s model from a checkpoint of any known format, as float32 NumPy arrays.
+def restore_params(
+    path: Path, network: Network, config: Any, raw: bool = False
+) -> tuple[Params, dict[str, Any]]:
+    """A network's weights from a checkpoint of any known format, as float32 NumPy arrays.
 
-    Only these weights are read, and they stay on the host. See ``load_score_fn`` for the arguments.
+    Only these weights are read, and they stay on the host.
+
+    Args:
+        path: the checkpoint, as ``find`` returns it.
+        network: ``build(config)``.
+        config: must agree with what the checkpoint says of its training.
+        raw: whether to take the weights as trained instead of their moving average.
 
     Returns:
         (params, metadata); the metadata has at least ``format`` and ``step``.
 
     Raises:
-        ValueError: if the checkpoint is missing, damaged, ambiguous, of another architecture or another
-            SDE, or holds weights that are not finite.
+        ValueError: for a checkpoint that is damaged, is of another architecture or another process, or holds
+            weights that are not finite.
     """
-    expected = abstract_params(config)  # refuses a wrong config before a byte is read
-    path = find(path)
+    expected = network.abstract_params()
     weights = _open(path, expected, raw=raw)
     _require_same_model(weights.metadata, config, path)
-    params = read_fitting(weights, expected, path)
-    return params, {**weights.metadata, "format": weights.kind}
+    return read_fitting(weights, expected, path), {**weights.metadata, "format": weights.kind}
 
 
-def convert(source: str | Path, target: str | Path, config: Any, *, command: str = "") -> Path:
-    """Writes the averaged weights of a checkpoint of any known format in this project's; returns its path.
+def convert(source: str | Path, target: str | Path, config: Any, command: str = "") -> Path:
+    """Writes the averaged weights of a checkpoint of any known format in this project's format.
+
+    Args:
+        source: the checkpoint to read, as for ``find``.
+        target: the folder to write.
+        config: the whole config that describes the checkpoint's model.
+        command: kept in the metadata as what made the new checkpoint.
+
+    Returns:
+        The path of the new checkpoint.
 
     Raises:
-        ValueError: as ``restore_params``, or if the target exists.
+        ValueError: as for ``load_score_fn``, or if something exists at ``target``.
         OSError: if it cannot be written.
     """
     target = Path(target)
@@ -146,23 +165,23 @@ def convert(source: str | Path, target: str | Path, config: Any, *, command: str
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
         "checkpoint to write",
         str(target),
-        "a path at which nothing is yet, or an empty folder",
-        "name another, or remove it",
+        "a path where nothing exists, or an empty folder",
+        "choose another path, or remove what is there",
     )
-    params, metadata = restore_params(source, config)
-    source = find(source)
+    network = build(config)
+    path = find(source)
+    params, metadata = restore_params(path, network, config)
     origin = {
-        "source": source.name,
+        "source": path.name,
         "source_format": metadata["format"],
-        "source_sha256": checkpoint_sha256(source),
+        "source_sha256": checkpoint_sha256(path),
     }
     described = describe(config, step=metadata["step"], command=command, **origin)
     return save(target, params, described, force=target.exists())
 
 
-def checkpoint_sha256(path: str | Path) -> str:
+def checkpoint_sha256(path: Path) -> str:
     """SHA-256 of a checkpoint file, or of the sorted names and contents of all files in a folder."""
-    path = find(path)
     if path.is_file():
         return _sha256(path)
     digest = hashlib.sha256()
@@ -171,49 +190,44 @@ def checkpoint_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def identity(path: str | Path) -> dict[str, Any]:
-    """What a result says of its checkpoint: the SHA-256, and that of the source it was converted from."""
-    path = find(path)
+def provenance(path: Path) -> dict[str, Any]:
+    """A checkpoint's name and SHA-256, and those of the file it was converted from, for results to state."""
     metadata = _read_metadata(path) if path.is_dir() else {}
     source = {name: value for name, value in metadata.items() if name.startswith("source")}
     return {"checkpoint": path.name, "checkpoint_sha256": checkpoint_sha256(path), **source}
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint that a path means: itself, or the only one in that folder.
+    """The checkpoint at a path: the path itself, or the only checkpoint in that folder.
+
+    A relative path is looked for in the working directory and then in the project's root.
 
     Raises:
-        ValueError: if there is none or more than one, listing what is there.
+        ValueError: if there is no checkpoint, or more than one.
     """
     given, path = path, Path(path).expanduser()
+    get_one = "see docs/checkpoints.md for where to get one"
     if not path.exists() and not path.is_absolute():
         path = ROOT / path
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, siblings, n=3)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "see docs/checkpoints.md for where to get one"
-        )
-        raise ValueError(f"checkpoint = {str(given)!r}: there is nothing at {path.absolute()}; {hint}")
+        allowed = f"an existing file or folder, but there is nothing at {path.absolute()}"
+        fix = f"did you mean {' or '.join(near)}?" if near else get_one
+        raise ValueError(refusal("checkpoint", str(given), allowed, fix))
     path = path.resolve()
     if path.is_file() or _is_own(path):
         return path
     inside = sorted(entry for entry in path.iterdir() if _is_checkpoint(entry))
     if len(inside) == 1:
         return inside[0]
-    names = ", ".join(entry.name for entry in inside)
-    require(
-        not inside,
-        "checkpoint",
-        str(given),
-        f"one checkpoint, but this folder holds {len(inside)}: {names}",
-        f"name one, for example --checkpoint={Path(given) / inside[-1].name}" if inside else "",
-    )
-    found = "empty" if not any(path.iterdir()) else "without a checkpoint"
-    raise ValueError(
-        f"checkpoint = {str(given)!r}: allowed is a checkpoint or a folder with one, but this folder is "
-        f"{found}; see docs/checkpoints.md for where to get one"
-    )
+    if inside:
+        found = f"holds {len(inside)}: {', '.join(entry.name for entry in inside)}"
+        fix = f"choose one, for example --checkpoint={Path(given) / inside[-1].name}"
+    else:
+        found, fix = ("holds none" if any(path.iterdir()) else "is empty"), get_one
+    allowed = f"a checkpoint or a folder with one, but this folder {found}"
+    raise ValueError(refusal("checkpoint", str(given), allowed, fix))
 
 
 def _is_own(path: Path) -> bool:
@@ -223,8 +237,7 @@ def _is_own(path: Path) -> bool:
 def _is_checkpoint(path: Path) -> bool:
     if path.is_dir():
         return _is_own(path)
-    head = _head(path)
-    return head[:4] == published_torch.FIRST_BYTES or head[:1] in map(_byte, published_jax.FIRST_BYTES)
+    return _head(path).startswith((*published_torch.FIRST_BYTES, *published_jax.FIRST_BYTES))
 
 
 def _head(path: Path) -> bytes:
@@ -232,38 +245,32 @@ def _head(path: Path) -> bytes:
         return file.read(16)
 
 
-def _byte(value: int) -> bytes:
-    return bytes([value])
-
-
 def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
     if path.is_dir():
         return _open_own(path, raw=raw)
     head = _head(path)
-    if head[:4] == published_torch.FIRST_BYTES:
+    if head.startswith(published_torch.FIRST_BYTES):
         return published_torch.open_weights(path, expected, raw=raw)
-    if head and head[0] in published_jax.FIRST_BYTES:
+    if head.startswith(published_jax.FIRST_BYTES):
         return published_jax.open_weights(path, raw=raw)
-    pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
-    fix = (
-        "it is a bare pickle, perhaps of PyTorch before 1.6: load it where you trust it, and torch.save "
-        "it again"
-        if pickled
-        else "copy it again from its source, and see docs/checkpoints.md"
+    allowed = (
+        f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}, but a file of {path.stat().st_size} "
+        f"bytes that begins with {head!r} is none of these"
     )
-    raise ValueError(
-        f"checkpoint {path}: allowed is {KIND}, {published_jax.KIND} or {published_torch.KIND}, but a "
-        f"file of {path.stat().st_size} bytes that begins with {head!r} is none of these; {fix}"
-    )
+    fix = "copy it again from its source, and see docs/checkpoints.md"
+    raise ValueError(refusal("checkpoint", str(path), allowed, fix))
 
 
 def require_whole(path: Path) -> None:
-    """Refuses a folder of which a file is missing or of another size than when it was written.
+    """Refuses a folder in which a file is missing or has another size than when it was written.
 
-    Orbax would find out too, but at its own pace: what it had begun to read goes on failing for a while.
+    Orbax would notice too, but its other reads in the background go on failing for a while.
+
+    Raises:
+        ValueError: naming the file.
     """
     if not (path / SIZES).is_file():
-        return  # killed just before it was written, or not ours to tell
+        return  # the writer was killed just before it wrote the sizes
     try:
         written = json.loads((path / SIZES).read_text())
         found = _sizes(path)
@@ -291,10 +298,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     reason = str(error).strip().split("\n")[0][:300]
-    return ValueError(
-        f"checkpoint {path}: allowed is a whole folder in {KIND}, but reading it fails ({reason}); copy "
-        "it again from its source, or take another checkpoint of that training"
-    )
+    allowed = f"a whole folder in {KIND}, but reading it fails ({reason})"
+    fix = "copy it again from its source, or take another checkpoint of that training"
+    return ValueError(refusal("checkpoint", str(path), allowed, fix))
 
 
 def _open_own(path: Path, *, raw: bool) -> Weights:
@@ -304,14 +310,14 @@ def _open_own(path: Path, *, raw: bool) -> Weights:
         folder.is_dir(),
         "checkpoint",
         str(path),
-        f"one with the item {item!r} for raw weights; this one was made for sampling",
+        f"one with the item {item!r} for raw weights, but this one was made for sampling",
         "take the averaged weights, or a checkpoint of the training itself",
     )
     require_whole(path)
     metadata = _read_metadata(path)
     try:
-        tree: Any = ocp.StandardCheckpointHandler().metadata(_epath(folder))
-        stored = flatten(_plain(tree.tree))
+        tree: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
+        stored: dict[str, Any] = flatten_dict(_plain(tree.tree), sep="/")
     except Exception as error:  # orbax has no class of its own for a damaged checkpoint
         raise _damaged(path, error) from error
     shapes = {
@@ -322,10 +328,10 @@ def _open_own(path: Path, *, raw: bool) -> Weights:
 
     def read(names: Iterable[str]) -> dict[str, np.ndarray]:
         flat = {prefix + name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        restore_args = unflatten(flat)
+        restore_args = unflatten_dict(flat, sep="/")
         item = jax.tree.map(lambda _: 0, restore_args)
         try:
-            # each of several processes reads for itself, and waits for no other
+            # each of several processes reads by itself, without waiting for the others
             this = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
             handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
@@ -338,15 +344,12 @@ def _open_own(path: Path, *, raw: bool) -> Weights:
                 )
         except Exception as error:
             raise _damaged(path, error) from error
-        return {name.removeprefix(prefix): np.asarray(array) for name, array in flatten(tree).items()}
+        return {
+            name.removeprefix(prefix): np.asarray(array)
+            for name, array in flatten_dict(tree, sep="/").items()
+        }
 
     return Weights(KIND, shapes, read, metadata)
-
-
-def _epath(path: Path) -> Any:
-    from etils import epath  # orbax's own type of path
-
-    return epath.Path(path)
 
 
 def _plain(tree: Any) -> Any:
@@ -359,30 +362,14 @@ def _plain(tree: Any) -> Any:
 
 
 def _require_same_model(metadata: Mapping[str, Any], config: Any, path: Path) -> None:
-    """Refuses weights that would fit, but whose network or process was another one."""
-    theirs = metadata.get("sde", {}).get("name", config.sde.name)
-    require(
-        theirs == config.sde.name,
-        "config.sde.name",
-        config.sde.name,
-        f"{theirs!r} with checkpoint {path}, which was trained for it",
-        "take the config of that training, or another checkpoint",
-    )
-    ours = {
-        "model": json.loads(json.dumps(config.model.to_dict())),
-        "data": {name: config.data[name] for name in ("image_size", "num_channels", "centered")},
-    }
-    differences = [
-        f"config.{group}.{name} = {value!r} here, {metadata[group][name]!r} there"
-        for group, settings in ours.items()
-        for name, value in settings.items()
-        if name not in _FREE and metadata.get(group, {}).get(name, value) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"checkpoint {path} is of another architecture: {'; '.join(differences)}; take the config of "
-            "that training, or another checkpoint"
-        )
+    """Refuses a config that differs from the checkpoint's in a key that decides whether weights fit."""
+    theirs = flatten_dict(dict(metadata), sep=".")
+    ours = json.loads(json.dumps(configs.flat(config)))  # with JSON's types, as theirs
+    differing = [key for key in keys.deciding(keys.WEIGHTS) if key in theirs and theirs[key] != ours.get(key)]
+
+    there, here = ({f"config.{key}": values.get(key) for key in differing} for values in (theirs, ours))
+    allowed = f"that of the training of checkpoint {path}, which had {there}"
+    require(not differing, "config", here, allowed, "take the config of that training, or another checkpoint")
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""Small classifiers of handwritten digits: their features give FID, their classes the Inception Score.
+"""Small classifiers of handwritten digits: FID uses their features, the Inception Score their classes.
 
-Whoever samples digits needs a network that knows digits: Inception's features of an 8x8 image, enlarged to
-299x299, say little about it. training/classifiers.py made the weights that ship.
+Samples of digits need a network that knows digits: Inception's features of an 8x8 image, enlarged to 299x299,
+say little about it. training/classifiers.py made the weights that ship.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from flax import traverse_util
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt8
 
+from sde_lib.checks import refusal
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 NUM_CLASSES = 10
 PREPROCESSING = "uint8 / 255"
 
 
 class Classifier(nn.Module):
-    """Convolutions with max pooling between the sizes, a layer of features, then the classes.
+    """Convolutions with max pooling between the sizes, then a layer of features, then the classes.
 
     Attributes:
-        image_size: pixels a side of the grey images taken.
-        channels: of the convolutions at each size, from the images' own down by halves.
-        num_features: that FID is computed with.
+        image_size: side of the grey images, in pixels.
+        channels: channels of the convolutions at each size, which halves from the images' own.
+        num_features: number of features for FID.
     """
 
     image_size: int
@@ -59,26 +61,33 @@ CLASSIFIERS = {
 
 
 def weights_path(name: str) -> Path:
-    """Where the weights of a classifier ship."""
+    """The file with the shipped weights of a classifier."""
     return ASSETS / f"{name}_classifier.npz"
 
 
 def load_forward(name: str, path: Path | None = None) -> tuple[Partial, str]:
-    """A trained classifier of ``CLASSIFIERS``, from the weights that ship or those in a file.
+    """A trained classifier.
+
+    Args:
+        name: one of ``CLASSIFIERS``.
+        path: file with the weights; by default the shipped one.
 
     Returns:
-        forward: uint8 images [b, h, w, 1] -> (features [b, d], logits [b, 10]), its weights pytree leaves.
-        sha256: of the file with the weights.
+        forward: uint8 images [b, h, w, 1] -> (features [b, d], logits [b, 10]); the weights are its pytree
+            leaves.
+        sha256: SHA-256 of the file with the weights.
 
     Raises:
-        FileNotFoundError: where the weights are absent, with the command that makes them.
+        FileNotFoundError: for absent weights, with the command that makes them.
     """
     path = path or weights_path(name)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} not found: the weights of the {name} classifier; `git checkout assets` brings back "
-            f"those that ship, `python -m training.classifiers {name}` makes them"
+        fix = (
+            "bring back the shipped ones with `git checkout assets`, or make them with "
+            f"`python -m training.classifiers {name}`"
         )
+        allowed = f"a file with the weights of the {name} classifier"
+        raise FileNotFoundError(refusal("path", str(path), allowed, fix))
     with np.load(path, allow_pickle=False) as file:
         params = traverse_util.unflatten_dict({name: jnp.asarray(file[name]) for name in file.files}, sep="/")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

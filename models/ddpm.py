@@ -15,9 +15,9 @@ from sde_lib.checks import require
 
 
 class DDPM(nn.Module):
-    """The U-Net of DDPM: the ancestor of DDPM++, with 32 groups a normalisation and plain residual sums.
+    """The U-Net of DDPM: the ancestor of DDPM++, with 32 groups per normalisation and plain residual sums.
 
-    The fields mean what they mean in ``NCSNpp``; options that are not fields here do not exist in this one.
+    The fields mean the same as in ``NCSNpp``; this network does not have the other options.
     """
 
     image_size: int
@@ -33,14 +33,18 @@ class DDPM(nn.Module):
     dtype: Any = jnp.float32
 
     def check(self) -> None:
-        """Raises ValueError, naming the option, for options out of range."""
+        """Refuses options that are out of range.
+
+        Raises:
+            ValueError: naming the field.
+        """
         check_common(self)
         require(
             self.nf % 32 == 0,
-            "model.nf",
+            "nf",
             self.nf,
-            "a multiple of 32 for model.name = 'ddpm', which normalises 32 groups of channels",
-            "set model.nf=128, or model.name='ncsnpp'",
+            "a multiple of 32 for DDPM, which normalises 32 groups of channels",
+            "set it to 128, or choose NCSN++",
         )
 
     @nn.compact
@@ -56,7 +60,7 @@ class DDPM(nn.Module):
         x, label = jnp.asarray(x), jnp.asarray(label)
         blocks = attentions = 0
 
-        # The blocks are NCSN++'s with other settings; their published names are this network's own.
+        # The blocks are those of NCSN++ with other settings, under this network's own published names.
         def block(h: Array, features: int | None = None) -> Array:
             nonlocal blocks
             name, blocks = f"ResnetBlockDDPM_{blocks}", blocks + 1
@@ -79,7 +83,7 @@ class DDPM(nn.Module):
             embedding = layers.dense(4 * self.nf)(embedding)
             embedding = layers.dense(4 * self.nf)(layers.swish(embedding))
 
-        # Down, keeping everything on the way
+        # Down, keeping every output
         x = x if self.centered else 2 * x - 1
         skips = [layers.Conv(self.nf, dtype=jnp.float32)(x)]
         levels = range(len(self.ch_mult))
@@ -94,7 +98,7 @@ class DDPM(nn.Module):
         # At the smallest size
         h = block(attend(block(skips[-1])))
 
-        # Up, joining what was kept
+        # Up, joining the kept outputs
         for level in reversed(levels):
             for _ in range(self.num_res_blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.nf * self.ch_mult[level])

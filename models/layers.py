@@ -1,11 +1,11 @@
-"""The parts that the networks are made of, on NHWC images.
+"""The layers of the networks, on NHWC images.
 
-Parameters have the names, shapes and initial distributions of the published score_sde networks, so that their
-checkpoints fit as they are.
+Parameters have the names, shapes and initial distributions of the published score_sde networks, so their
+checkpoints fit unchanged.
 
-``dtype`` is the type in which convolutions and attention compute. Parameters, normalisation with its
-activation, residual sums, and all that depends on time alone are float32: XLA fuses or hides them, and a
-bfloat16 network errs a third less for it.
+Convolutions and attention compute in ``dtype``. Parameters, normalisation with its activation, residual sums,
+and everything that depends on time alone are float32: XLA fuses or hides their cost, and the error of a
+bfloat16 network is a third smaller for it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from sde_lib.checks import require
 
 AnyArray = Array | np.ndarray
 Images = Float[Array, "b h w c"]
-NewImages = Float[Array, "b new_h new_w new_c"]  # as many, of any size
+NewImages = Float[Array, "b new_h new_w new_c"]  # as many images, of any size
 
 
 def uniform_init(scale: float = 1.0) -> Any:
-    """Uniform weights of variance scale/mean(fan in, fan out), as in arXiv 2006.11239; 0 means almost 0."""
+    """Uniform weights of variance scale/mean(fan in, fan out) (arXiv 2006.11239); scale 0 means 1e-10."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def _convolve(
     x: Images, kernel: Array, *, stride: int = 1, dilation: int = 1, padding: int | str = 0
 ) -> NewImages:
-    """A convolution of images with zeros inserted (dilation) and around (padding: so many, or SAME)."""
+    """A convolution of images with zeros between the pixels (dilation) and around (padding, or SAME)."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -53,7 +53,7 @@ def _convolve(
 class Conv(nn.Module):
     """A convolution with bias that keeps the image size, or divides it by ``stride``; named as flax.linen's.
 
-    Of size 1 it is a matrix product over channels, which on a CPU takes half the time of the convolution.
+    With size 1 it is a matrix product over channels, which on a CPU takes half the time of the convolution.
     """
 
     features: int
@@ -74,6 +74,7 @@ class Conv(nn.Module):
 
 
 def dense(features: int) -> nn.Dense:
+    """A dense layer in float32 with the published initial distribution."""
     return nn.Dense(features, kernel_init=uniform_init(), dtype=jnp.float32)
 
 
@@ -81,8 +82,8 @@ def dense(features: int) -> nn.Dense:
 def swish(x: Array) -> Array:
     """x · sigmoid(x), as one division.
 
-    XLA computes a division once and a product again for every reader; the readers are the taps of the
-    resampling filters, and the product would bring along all that leads to it.
+    XLA computes a division once, but a product again for each of its uses, with everything that leads to it.
+    The taps of the resampling filters are many uses.
     """
     return x / (1 + jnp.exp(-x))
 
@@ -95,9 +96,8 @@ def _swish_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
 class GroupNorm(nn.Module):
     """Group normalisation over pixels and the channels of a group (Wu & He, arXiv 1803.08494), in float32.
 
-    As flax.linen.GroupNorm, but channels are averaged over pixels first and joined to groups then, which
-    spares a transposed view of the image: a fifth of the whole network's time on a CPU for the small
-    networks.
+    As flax.linen.GroupNorm, except that it averages channels over pixels first and then joins them to groups.
+    This avoids a transposed view of the image, which takes a fifth of a small network's time on a CPU.
     """
 
     groups: int
@@ -119,18 +119,18 @@ class GroupNorm(nn.Module):
 
 
 def group_norm(channels: int, groups: int | None) -> GroupNorm:
-    """Group normalisation; ``groups`` None stands for groups of four channels, but at most 32 groups.
+    """Group normalisation; without ``groups``, in groups of four channels, but at most 32 groups.
 
     Raises:
-        ValueError: if the channels cannot be shared out evenly.
+        ValueError: if the groups cannot have equally many channels.
     """
     count = groups or min(channels // 4, 32)
     require(
         count > 0 and channels % count == 0,
-        "channels to normalise",
+        "channels",
         channels,
-        f"a multiple of {groups or 'min(channels // 4, 32)'}, here {count} groups",
-        "choose model.nf and model.ch_mult so that every count and sum of counts is: multiples of 32 will do",
+        f"a multiple of the number of groups, {groups or f'min(channels // 4, 32) = {count}'}",
+        "choose nf and ch_mult so that all channel counts and their sums are, such as multiples of 32",
     )
     return GroupNorm(count)
 
@@ -166,7 +166,7 @@ class GaussianFourierProjection(nn.Module):
 def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "b {features}"]:
     """sin and cos of y at frequencies from 1 down to 1e-4 in geometric steps (arXiv 1706.03762, section 3.5).
 
-    As published, the last frequency is reached (division by half − 1), and an odd last feature is zero.
+    As published, the last frequency is exactly 1e-4 (division by half − 1), and an odd last feature is zero.
     """
     half = features // 2
     frequencies = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
@@ -177,18 +177,18 @@ def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "
 
 # Resampling by 2 with a finite-impulse-response filter (arXiv 1912.04958, appendix B; arXiv 1904.11486):
 # insert zeros, filter, drop every second pixel. The filters are separable and short, so each axis is a sum
-# of a few shifted slices, and only what is kept and not zero is computed. XLA fuses that into one pass over
-# the image; on a CPU it is 8 to 100 times faster than the depthwise convolution that says the same.
+# of a few shifted slices, and only kept pixels and nonzero products are computed. XLA fuses that into one
+# pass over the image; on a CPU it is 8 to 100 times faster than the equivalent depthwise convolution.
 
 
 def _taps(kernel: tuple[float | int, ...], gain: float) -> list[float]:
-    """The filter along one axis, in the order in which a correlation meets it, with sum ``gain``."""
+    """The taps of the filter along one axis as a correlation, with sum ``gain``."""
     taps = np.asarray(kernel, np.float64)[::-1]
     return [float(tap) for tap in taps * gain / taps.sum()]
 
 
 def _shifted(x: Images, axis: int, start: int, length: int, stride: int = 1) -> NewImages:
-    """x[start : start + stride·length : stride] along an axis, where pixels outside the image are zero."""
+    """x[start : start + stride·length : stride] along an axis; pixels outside the image are zero."""
     last = start + stride * (length - 1)
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (-start, last + 1 - x.shape[axis], 0)  # negative padding crops
@@ -208,7 +208,7 @@ def filter_images(
     stride: int = 1,
     gain: float = 1.0,
 ) -> NewImages:
-    """Zero padding (before, after) each axis, convolution with the filter, each ``stride``-th pixel."""
+    """Pads each axis with zeros (before, after), filters, and keeps each ``stride``-th pixel."""
     before, after = padding
     for axis in (1, 2):
         taps = _taps(kernel, gain)
@@ -218,18 +218,18 @@ def filter_images(
 
 
 def fir_downsample(x: Images, kernel: tuple[float | int, ...]) -> NewImages:
-    """Half the size: filtered, every second pixel; a constant image keeps its value inside."""
+    """Half the size: filters and keeps every second pixel; a constant image keeps its value inside."""
     excess = len(kernel) - 2
     return filter_images(x, kernel, ((excess + 1) // 2, excess // 2), stride=2)
 
 
 def fir_upsample(x: Images, kernel: tuple[float | int, ...]) -> NewImages:
-    """Twice the size: zeros inserted after each pixel, filtered; a constant image keeps its value inside."""
+    """Twice the size: inserts zeros after pixels and filters; a constant image keeps its value inside."""
     before = (len(kernel) - 1) // 2 + 1
     taps = _taps(kernel, gain=2.0)
     for axis in (1, 2):
         length = x.shape[axis]
-        # Output pixel 2q + r sees tap i at input pixel q + (r + i − before)/2, where that is whole.
+        # In output pixel 2q + r, tap i meets input pixel q + (r + i − before)/2, if that is whole.
         even, odd = (
             _sum(
                 tap * _shifted(x, axis, (r + i - before) // 2, length)
@@ -255,12 +255,12 @@ def mean_downsample(x: Images) -> NewImages:
 
 
 def upsample(x: Images, fir_kernel: tuple[float | int, ...] | None) -> NewImages:
-    """Twice the size, with a filter or (None) by repetition."""
+    """Twice the size, with a filter, or without one by repetition."""
     return fir_upsample(x, fir_kernel) if fir_kernel else repeat_upsample(x)
 
 
 def downsample(x: Images, fir_kernel: tuple[float | int, ...] | None) -> NewImages:
-    """Half the size, with a filter or (None) by means."""
+    """Half the size, with a filter, or without one by means."""
     return fir_downsample(x, fir_kernel) if fir_kernel else mean_downsample(x)
 
 
@@ -278,18 +278,18 @@ class Conv2d(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, weight, bias = promote_dtype(x, weight, bias, dtype=self.dtype)
         length = len(self.fir_kernel)
-        if self.up:  # the convolution on the image with inserted zeros (2n + 1 pixels), then the filter
+        if self.up:  # convolve the image with inserted zeros (2n + 1 pixels), then filter
             excess = length - 4
             x = _convolve(x, weight, dilation=2, padding=2)
             x = filter_images(x, self.fir_kernel, ((excess + 1) // 2 + 1, excess // 2 + 1), gain=2.0)
-        else:  # the filter, then the convolution at every second pixel
+        else:  # filter, then convolve at every second pixel
             x = filter_images(x, self.fir_kernel, ((length + 1) // 2, length // 2))
             x = _convolve(x, weight, stride=2)
         return x + bias
 
 
 class Upsample(nn.Module):
-    """Twice the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
+    """Twice the size, with a 3x3 convolution to ``features`` channels, or without one if that is None."""
 
     features: int | None
     fir_kernel: tuple[float | int, ...] | None
@@ -305,7 +305,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size; ``features`` None: resampling only, else with a 3x3 convolution to so many channels."""
+    """Half the size, with a 3x3 convolution to ``features`` channels, or without one if that is None."""
 
     features: int | None
     fir_kernel: tuple[float | int, ...] | None
@@ -321,7 +321,7 @@ class Downsample(nn.Module):
 
 
 class Combine(nn.Module):
-    """Joins a downsampled input to the features: their sum, or both side by side."""
+    """Joins a downsampled input to the features, as their sum or as a concatenation."""
 
     method: str  # sum or cat
     dtype: Any = jnp.float32
@@ -333,7 +333,7 @@ class Combine(nn.Module):
 
 
 def residual_sum(x: Images, h: Images, rescale: bool) -> Images:
-    """x + h in float32, over √2 on request, which keeps the variance (arXiv 1912.04958, section 4.1)."""
+    """x + h in float32, with ``rescale`` over √2 to keep the variance (arXiv 1912.04958, section 4.1)."""
     total = x.astype(jnp.float32) + h.astype(jnp.float32)
     return total * (1 / math.sqrt(2)) if rescale else total
 
@@ -357,11 +357,11 @@ class AttnBlockpp(nn.Module):
 
 
 class ResnetBlockDDPMpp(nn.Module):
-    """The residual block of DDPM: normalise, activate, convolve, twice; the time embedding between."""
+    """The residual block of DDPM: normalise, activate, convolve, twice, with the time embedding between."""
 
     dropout: float
     skip_rescale: bool
-    features: int | None = None  # None: as many as come in
+    features: int | None = None  # None: as many as the input has
     init_scale: float = 0.0
     groups: int | None = None
     dtype: Any = jnp.float32
@@ -383,12 +383,12 @@ class ResnetBlockDDPMpp(nn.Module):
 
 
 class ResnetBlockBigGANpp(nn.Module):
-    """The residual block of BigGAN (arXiv 1809.11096): as DDPM's, and it resamples before it convolves."""
+    """The residual block of BigGAN (arXiv 1809.11096): that of DDPM, with resampling before convolving."""
 
     dropout: float
     skip_rescale: bool
-    features: int | None = None  # None: as many as come in
-    resample: str | None = None  # up, down or not at all
+    features: int | None = None  # None: as many as the input has
+    resample: str | None = None  # up, down, or None for not at all
     fir_kernel: tuple[float | int, ...] | None = None
     init_scale: float = 0.0
     groups: int | None = None

@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ (Song et al., arXiv 2011.13456, appendix H): one U-Net whose options make the two.
+"""NCSN++ and DDPM++ (Song et al., arXiv 2011.13456, appendix H): one U-Net with different options.
 
 NCSN++ (VE): FIR resampling, Fourier embedding of log sigma, progressive input. DDPM++ (VP, sub-VP): plain
 resampling, positional embedding of 999 t, nothing progressive.
@@ -19,27 +19,35 @@ from sde_lib.checks import require, require_choice
 
 
 class NCSNpp(nn.Module):
-    """The U-Net; field names are those of the published configs' model group.
+    """The U-Net; its fields have the names of the published configs' model group.
 
     Attributes:
-        image_size, num_channels: of the images, pixels a side and colours.
-        centered: whether images come in [−1, 1]; otherwise they come in [0, 1] and are brought there.
-        nf, ch_mult: channels at the first resolution, and at each resolution in multiples of it.
+        image_size, num_channels: side of the images in pixels, and their number of colours.
+        centered: whether images have values in [−1, 1]; otherwise they are scaled there from [0, 1].
+        nf, ch_mult: channels at the first resolution, and at each resolution as multiples of ``nf``.
         num_res_blocks: residual blocks at each resolution.
-        attn_resolutions: image sizes at which attention is used, besides the smallest.
-        dropout: rate, in training.
-        resamp_with_conv: whether resampling convolves, for DDPM blocks.
-        conditional: whether the blocks see the time.
+        attn_resolutions: image sizes with attention; the smallest size always has it.
+        dropout: dropout rate in training.
+        resamp_with_conv: whether resampling includes a convolution, for DDPM blocks.
+        conditional: whether the blocks depend on the time.
         fir, fir_kernel: whether to resample with a filter, and its taps.
         skip_rescale: whether to divide residual sums by √2.
         resblock_type: biggan or ddpm.
         progressive: output from all resolutions: none, output_skip (images summed) or residual (features).
         progressive_input: input to all resolutions: none, input_skip (images) or residual (features).
         progressive_combine: sum or cat, for input_skip.
-        embedding_type, fourier_scale: positional, or fourier with this scale of frequencies.
-        init_scale: of the weights that end a block; 0 starts as the identity.
+        embedding_type, fourier_scale: positional, or fourier with this scale of the frequencies.
+        init_scale: scale of the initial weights that end a block; at 0 the block starts as the identity.
         scale_by_sigma: whether to divide the output by the label.
-        dtype: of the computation; parameters, normalisation statistics, embedding and output are float32.
+        dtype: type of the computation; parameters, normalisation, embedding and output are float32.
+
+    Example:
+        >>> import jax
+        >>> network = NCSNpp(8, 1, True, nf=4, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,))
+        >>> x, sigma = jnp.zeros((2, 8, 8, 1)), jnp.ones(2)
+        >>> output, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), x, sigma)
+        >>> output.shape, sorted(variables["params"])[:2]
+        ((2, 8, 8, 1), ['AttnBlockpp_0', 'AttnBlockpp_1'])
     """
 
     image_size: int
@@ -69,27 +77,27 @@ class NCSNpp(nn.Module):
         """Refuses options that are out of range or do not go together.
 
         Raises:
-            ValueError: naming the option, its value, what was allowed and the fix.
+            ValueError: naming the field.
         """
         check_common(self)
-        require_choice("model.resblock_type", self.resblock_type, ("biggan", "ddpm"))
-        require_choice("model.progressive", self.progressive, ("none", "output_skip", "residual"))
-        require_choice("model.progressive_input", self.progressive_input, ("none", "input_skip", "residual"))
-        require_choice("model.progressive_combine", self.progressive_combine, ("sum", "cat"))
-        require_choice("model.embedding_type", self.embedding_type, ("fourier", "positional"))
+        require_choice("resblock_type", self.resblock_type, ("biggan", "ddpm"))
+        require_choice("progressive", self.progressive, ("none", "output_skip", "residual"))
+        require_choice("progressive_input", self.progressive_input, ("none", "input_skip", "residual"))
+        require_choice("progressive_combine", self.progressive_combine, ("sum", "cat"))
+        require_choice("embedding_type", self.embedding_type, ("fourier", "positional"))
         require(
             not self.fir or (len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0),
-            "model.fir_kernel",
+            "fir_kernel",
             self.fir_kernel,
             "at least two taps with a sum above zero",
-            "set model.fir_kernel=(1, 3, 3, 1), or model.fir=False",
+            "set it to (1, 3, 3, 1), or set fir=False",
         )
         require(
             not self.scale_by_sigma or self.embedding_type == "fourier",
-            "model.scale_by_sigma",
+            "scale_by_sigma",
             self.scale_by_sigma,
-            "False with model.embedding_type = 'positional', whose label is no noise level",
-            "set model.embedding_type='fourier' (VE), or model.scale_by_sigma=False (VP, sub-VP)",
+            "False with embedding_type='positional', whose label is not a noise level",
+            "set embedding_type='fourier' (VE), or scale_by_sigma=False (VP, sub-VP)",
         )
 
     @nn.compact
@@ -103,10 +111,10 @@ class NCSNpp(nn.Module):
         self.check()
         check_images(self, x)
         x, label = jnp.asarray(x), jnp.asarray(label)
-        # The parts, with what all of their kind share
+        # The layers, with the settings that all of a kind share
         fir_kernel = self.fir_kernel if self.fir else None
         conv = partial(layers.Conv, dtype=self.dtype)
-        image_conv = partial(layers.Conv, dtype=jnp.float32)  # few channels: exact at no cost
+        image_conv = partial(layers.Conv, dtype=jnp.float32)  # float32 is cheap for few channels
         attend = partial(
             layers.AttnBlockpp, skip_rescale=self.skip_rescale, init_scale=self.init_scale, dtype=self.dtype
         )
@@ -139,7 +147,7 @@ class NCSNpp(nn.Module):
         else:
             embedding = None
 
-        # Down, keeping everything on the way
+        # Down, keeping every output
         pyramid = x if self.centered else 2 * x - 1
         skips = [image_conv(self.nf)(pyramid)]
         levels = range(len(self.ch_mult))
@@ -168,7 +176,7 @@ class NCSNpp(nn.Module):
         h = attend()(h)
         h = block()(h, embedding, train)
 
-        # Up, joining what was kept
+        # Up, joining the kept outputs
         for level in reversed(levels):
             for _ in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
@@ -198,28 +206,22 @@ class NCSNpp(nn.Module):
 
 
 def check_common(module: Any) -> None:
-    """What NCSN++ and DDPM have in common to check; raises ValueError."""
+    """Refuses fields of NCSN++ and DDPM that are out of range; raises ValueError naming the field."""
     levels = len(module.ch_mult)
     for name, least in (("nf", 4), ("num_res_blocks", 1)):
         value = getattr(module, name)
-        require(value >= least, f"model.{name}", value, f"a whole number >= {least}", f"raise model.{name}")
+        require(value >= least, name, value, f"a whole number >= {least}", f"set it to {least} or more")
     require(
         levels > 0 and all(m >= 1 for m in module.ch_mult),
-        "model.ch_mult",
+        "ch_mult",
         module.ch_mult,
         "one whole number >= 1 for each resolution",
         "set it, for example, to (1, 2, 2, 2)",
     )
-    require(
-        0 <= module.dropout < 1,
-        "model.dropout",
-        module.dropout,
-        "a rate in [0, 1)",
-        "set model.dropout=0 for none",
-    )
+    require(0 <= module.dropout < 1, "dropout", module.dropout, "a rate in [0, 1)", "set it to 0 for none")
     require(
         module.num_channels >= 1,
-        "data.num_channels",
+        "num_channels",
         module.num_channels,
         "a whole number >= 1",
         "set it to 1 (grey) or 3 (colour)",
@@ -227,17 +229,17 @@ def check_common(module: Any) -> None:
     factor = 2 ** (levels - 1)
     require(
         module.image_size >= factor and module.image_size % factor == 0,
-        "data.image_size",
+        "image_size",
         module.image_size,
         f"a multiple of {factor}, since {levels} resolutions halve it {levels - 1} times",
-        "shorten model.ch_mult, or change data.image_size",
+        "shorten ch_mult, or choose another image_size",
     )
     require(
         module.dtype in (jnp.float32, jnp.bfloat16),
-        "model.dtype",
+        "dtype",
         str(module.dtype),
         "float32 or bfloat16",
-        "set model.dtype='float32'",
+        "set it to float32",
     )
 
 
@@ -246,8 +248,8 @@ def check_images(module: Any, x: AnyArray) -> None:
     expected = (module.image_size, module.image_size, module.num_channels)
     require(
         x.shape[1:] == expected,
-        "shape of the images",
+        "x.shape",
         x.shape,
         f"(batch, {', '.join(map(str, expected))})",
-        "set data.image_size and data.num_channels to the images'",
+        "set image_size and num_channels to those of the images",
     )

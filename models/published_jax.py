@@ -1,177 +1,124 @@
 """Reads the published JAX checkpoints: a training state in Flax's msgpack, with an optimizer long gone.
 
-Such a file is some 1 GB, of which the averaged weights are a quarter. It is walked without being loaded:
-the walk notes where every array lies, and only the arrays asked for are read. (Format: msgpack.org, and
-extension types 1 and 3 of flax.serialization: shape, dtype name and bytes of an array.)
+Such a file is some 1 GB, of which the averaged weights are a quarter. It is read in two passes. The first
+notes the shapes of the wanted arrays, the second decodes these arrays; both skip all else. (Format:
+msgpack.org, and the extension types 1 and 3 of flax.serialization: shape, dtype name and bytes of an array.)
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from models.weights import Weights, flatten
+from models.weights import Weights, listed
+from sde_lib.checks import refusal
 
 KIND = "the published JAX format"
-FIRST_BYTES = (*range(0x81, 0x90), 0xDE, 0xDF)  # a map that is not empty
+FIRST_BYTES = tuple(bytes([code]) for code in (*range(0x81, 0x90), 0xDE, 0xDF))  # a map that is not empty
 
-_NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
-_NUMBERS |= {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
-_SIZES = {1: ">B", 2: ">H", 4: ">I"}
-_ARRAY_EXTENSIONS = (1, 3)  # an array, a NumPy scalar
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bytes:
-    """Where a string of bytes lies in the file."""
-
-    offset: int
-    length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """Where an array lies in the file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    data: _Bytes
-
-
-class _Walk:
-    """Reads msgpack values from a file in order, except for the contents of arrays."""
-
-    def __init__(self, file: io.BufferedReader, size: int) -> None:
-        self._file = file
-        self._size = size
-
-    def value(self) -> Any:
-        code = self._read(1)[0]
-        if code <= 0x7F:
-            return code
-        if code >= 0xE0:
-            return code - 0x100
-        if code <= 0x8F:
-            return self._map(code & 0x0F)
-        if code <= 0x9F:
-            return self._list(code & 0x0F)
-        if code <= 0xBF:
-            return self._text(code & 0x1F)
-        if code in (0xC0, 0xC2, 0xC3):
-            return {0xC0: None, 0xC2: False, 0xC3: True}[code]
-        if code in (0xC4, 0xC5, 0xC6):
-            return self._bytes(self._integer(1 << (code - 0xC4)))
-        if code in (0xC7, 0xC8, 0xC9):
-            return self._extension(self._integer(1 << (code - 0xC7)))
-        if code in _NUMBERS:
-            return self._number(_NUMBERS[code])
-        if 0xD4 <= code <= 0xD8:
-            return self._extension(1 << (code - 0xD4))
-        if code in (0xD9, 0xDA, 0xDB):
-            return self._text(self._integer(1 << (code - 0xD9)))
-        if code in (0xDC, 0xDD):
-            return self._list(self._integer(2 << (code - 0xDC)))
-        if code in (0xDE, 0xDF):
-            return self._map(self._integer(2 << (code - 0xDE)))
-        raise ValueError(f"byte {code:#x} at {self._file.tell() - 1} begins no msgpack value")
-
-    def _map(self, length: int) -> dict[Any, Any]:
-        return {self.value(): self.value() for _ in range(length)}
-
-    def _list(self, length: int) -> list[Any]:
-        return [self.value() for _ in range(length)]
-
-    def _text(self, length: int) -> str:
-        return self._read(length).decode()
-
-    def _bytes(self, length: int) -> _Bytes:
-        place = _Bytes(self._file.tell(), length)
-        self._skip_to(place.offset + length)
-        return place
-
-    def _extension(self, length: int) -> Any:
-        code = self._number(">b")
-        end = self._file.tell() + length
-        if code in _ARRAY_EXTENSIONS:
-            shape, dtype, data = self.value()
-            value = _Stored(tuple(shape), dtype, data)
-        else:
-            value = None  # a complex number: nothing that a network has
-        self._skip_to(end)
-        return value
-
-    def _integer(self, size: int) -> int:
-        return self._number(_SIZES[size])
-
-    def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._read(struct.calcsize(form)))[0]
-
-    def _read(self, length: int) -> bytes:
-        self._require(self._file.tell() + length)
-        return self._file.read(length)
-
-    def _skip_to(self, offset: int) -> None:
-        self._require(offset)
-        self._file.seek(offset)
-
-    def _require(self, end: int) -> None:
-        if end > self._size:
-            raise ValueError(f"it has {self._size} bytes and ends inside a value that goes to byte {end}")
+_ARRAY, _SCALAR = 1, 3  # extension types of flax.serialization
+_MAX_NAMES, _MAX_NAME = 4096, 256  # of a map's names, and of a name's bytes: networks have some 100 of 30
+_LIMITS: dict[str, Any] = {
+    "max_buffer_size": 1 << 30,  # Flax splits larger arrays
+    "max_map_len": _MAX_NAMES,
+    "max_str_len": _MAX_NAME,
+    "max_bin_len": _MAX_NAME,
+    "max_array_len": 0,  # Flax writes a list as a map
+}
 
 
 def open_weights(path: Path, *, raw: bool) -> Weights:
-    """The averaged (``raw``: the last) weights in a published JAX checkpoint.
+    """The averaged weights in a published JAX checkpoint, or with ``raw`` the weights as trained.
 
     Raises:
-        ValueError: for a file that is truncated or no such training state, naming it and what was found.
+        ValueError: for a file that is truncated, or that is not such a training state.
     """
+    place, wanted = ("params_ema",), {"params_ema": None}
+    if raw:
+        place, wanted = ("optimizer", "target"), {"optimizer": {"target": None}}
+
+    def without_numbers(array: np.ndarray) -> Any:
+        return array if array.ndim == 0 else jax.ShapeDtypeStruct(array.shape, array.dtype)
+
     try:
-        with path.open("rb") as file:
-            state = _Walk(file, path.stat().st_size).value()
-    except (ValueError, TypeError, RecursionError) as error:  # TypeError: a map's key that is a map
+        state = _read(path, {**wanted, "step": None}, without_numbers)
+        stored = _leaves(state, place)
+        step = None if state.get("step") is None else int(state["step"])
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        reason = "it ends inside a value" if isinstance(error, msgpack.OutOfData) else _in_short(error)
+        allowed = f"a whole file in {KIND}, but {reason}"
         raise ValueError(
-            f"checkpoint {path}: allowed is a whole file in {KIND}, but {error}; copy it again from its "
-            "source"
+            refusal("checkpoint", str(path), allowed, "copy it again from its source")
         ) from error
-    try:
-        tree = state["optimizer"]["target"] if raw else state["params_ema"]
-        tree = tree["params"] if set(tree) == {"params"} else tree
-        stored = flatten(tree)
-        shapes = {name: array.shape for name, array in stored.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        wanted = "optimizer/target" if raw else "params_ema"
-        keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"checkpoint {path}: allowed is a training state with arrays under {wanted!r}, but it holds "
-            f"{keys}; take a file of the published training runs (docs/checkpoints.md)"
-        ) from error
+    odd = [f"{name!r} {type(leaf).__name__}" for name, leaf in stored.items() if not hasattr(leaf, "shape")]
+    if odd or not stored:
+        held = (
+            f"under that name there are {listed(odd)}" if odd else f"it holds {listed([*map(repr, state)])}"
+        )
+        allowed = f"a training state with arrays under {'/'.join(place)!r}, but {held}"
+        fix = "take a file of the published training runs (docs/checkpoints.md)"
+        raise ValueError(refusal("checkpoint", str(path), allowed, fix))
 
     def read(names: Iterable[str]) -> dict[str, np.ndarray]:
-        with path.open("rb") as file:
-            return {name: _read_array(file, stored[name]) for name in names}
+        arrays = _leaves(_read(path, wanted, lambda array: array), place)
+        return {name: arrays[name] for name in names}
 
-    step = state.get("step")
-    if isinstance(step, _Stored):
-        with path.open("rb") as file:
-            step = int(_read_array(file, step))
-    return Weights(KIND, shapes, read, {"step": step})
+    return Weights(KIND, {name: leaf.shape for name, leaf in stored.items()}, read, {"step": step})
 
 
-def _read_array(file: io.BufferedReader, stored: _Stored) -> np.ndarray:
-    file.seek(stored.data.offset)
-    array = np.empty(stored.shape, jnp.dtype(stored.dtype))
-    if (
-        array.nbytes != stored.data.length
-        or file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes
-    ):
-        raise ValueError(
-            f"an array of shape {stored.shape} and type {stored.dtype} lies in {stored.data.length} bytes"
-        )
-    return array
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".partition("\n")[0][:200]
+
+
+def _leaves(state: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """The leaves of the tree at a place, by their paths in it; none if there is no tree."""
+    tree: Any = state
+    for name in place:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    if isinstance(tree, dict) and set(tree) == {"params"}:
+        tree = tree["params"]
+    return flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
+
+
+def _read(path: Path, wanted: dict[str, Any], convert: Any) -> dict[str, Any]:
+    """The file's map: its wanted entries, and of the others only the names.
+
+    Args:
+        path: the file.
+        wanted: name -> None for a whole entry, or a dictionary of the wanted parts of a map.
+        convert: what becomes of each array in the wanted entries.
+    """
+
+    def decode(code: int, data: bytes) -> Any:
+        if code not in (_ARRAY, _SCALAR):
+            return msgpack.ExtType(code, b"")
+        shape, dtype, content = msgpack.unpackb(data)
+        return convert(np.frombuffer(content, jnp.dtype(dtype)).reshape(shape))
+
+    with path.open("rb") as file:
+        return _read_map(msgpack.Unpacker(file, ext_hook=decode, **_LIMITS), wanted)
+
+
+def _read_map(unpacker: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    entries = {}
+    count = unpacker.read_map_header()
+    if count > _MAX_NAMES:
+        raise ValueError(f"a map has {count} names, more than {_MAX_NAMES}")
+    for _ in range(count):
+        name = unpacker.unpack()
+        if not isinstance(name, str):
+            raise ValueError(f"a map's name is a {type(name).__name__}, not a string")
+        if name not in wanted:
+            entries[name] = unpacker.skip()
+        elif wanted[name] is None:
+            entries[name] = unpacker.unpack()
+        else:
+            entries[name] = _read_map(unpacker, wanted[name])
+    return entries

@@ -1,10 +1,18 @@
-"""The diffusion processes, their reverse, and the score that a network's output stands for.
+"""Diffusion processes for score-based models, their time reversal, and the denoiser.
 
-Knows no solver and no network. All functions act on ONE sample: ``x`` has no batch axis and ``t`` is a
-scalar; ``jax.vmap`` makes a batch of them. Time runs forward, t in [eps, T], from data to noise.
+Start with one of the processes of Song et al. (arXiv 2011.13456): ``VESDE``, ``VPSDE`` or ``SubVPSDE``. Each
+gives the drift and diffusion of its SDE, its Gaussian marginals, its prior, and the score for a network's
+output. The package knows no solver and no network; the samplers are in ``solvers``.
+
+Conventions:
+
+- Time runs forward, from data to noise, with t in [eps, T]. Samplers go from T down to eps.
+- Every function acts on one sample: ``x`` has no batch axis and ``t`` is a scalar. Use ``jax.vmap`` for a
+  batch. Only a score function (``ScoreFn``) takes a batch.
+- alpha(t) is the scale of the data and sigma(t) the standard deviation of the noise:
+  x(t) | x(0) ~ N(alpha x(0), sigma^2 I). The log-SNR is lambda = log(alpha/sigma).
 """
 
-from sde_lib.checks import require
 from sde_lib.processes import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, from_config
 from sde_lib.reverse import denoise, probability_flow_drift, reverse_drift
 
@@ -17,6 +25,5 @@ __all__ = [
     "denoise",
     "from_config",
     "probability_flow_drift",
-    "require",
     "reverse_drift",
 ]

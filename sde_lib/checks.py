@@ -1,4 +1,4 @@
-"""Refusals in one form: ``KEY must be WHAT (got VALUE): FIX``."""
+"""Checks of inputs, whose messages have one form: ``NAME must be ALLOWED (got VALUE): FIX``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def is_known(*values: Any) -> bool:
-    """Whether all values are plain numbers; settings traced by JAX have no value to check yet."""
+    """Whether all values are plain numbers; settings that JAX traces have no value to check yet."""
     return all(isinstance(value, int | float) for value in values)
 
 
@@ -46,8 +46,15 @@ def require_count(**settings: Any) -> None:
         require(whole, name, value, "a whole number >= 1", f"set {name} to 1 or more")
 
 
+def require_seed(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a seed: JAX would take 2^32 for 0 without a word."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    allowed = "a whole number from 0 to 4294967295, which is 2^32 - 1"
+    require(whole and 0 <= value < 2**32, name, value, allowed, "choose a seed in this range")
+
+
 def require_shared(name: str, value: int, number: int, sharers: str) -> None:
-    """Raises ValueError unless ``value`` splits evenly among ``number`` sharers, such as devices."""
+    """Raises ValueError unless ``value`` divides evenly among ``number`` sharers, such as devices."""
     fits = -(-value // number) * number
     require(value == fits, name, value, f"a multiple of the {number} {sharers}", f"set it to {fits}")
 

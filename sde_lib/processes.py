@@ -1,8 +1,8 @@
 """The three diffusion processes of Song et al. (arXiv 2011.13456): VE, VP and sub-VP.
 
-Each solves dx = f(x, t) dt + g(t) dw from data at t = 0 to noise at t = T, and has Gaussian marginals
-x(t) | x(0) ~ N(alpha(t) x(0), sigma(t)^2 I). The log-SNR used throughout is lambda(t) = log(alpha/sigma)
-(Lu et al., arXiv 2206.00927, section 2.3; half of the logarithm of the power ratio).
+Each solves dx = f(x, t) dt + g(t) dw from data at t = 0 to noise at t = T. Its marginals are Gaussian,
+x(t) | x(0) ~ N(alpha(t) x(0), sigma(t)^2 I). The log-SNR is lambda(t) = log(alpha/sigma) throughout
+(Lu et al., arXiv 2206.00927, section 2.3), half of the logarithm of the power ratio.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float
 
 @runtime_checkable
 class SDE(Protocol):
-    """What solvers, models and training ask of a diffusion process."""
+    """A diffusion process, as solvers, models and training use it; all functions act on one sample."""
 
     @property
     def eps(self) -> Any:
@@ -64,11 +64,11 @@ class SDE(Protocol):
         ...
 
     def network_time(self, t: Scalar) -> Scalar:
-        """The time label that the published continuous networks are conditioned on."""
+        """The time label on which the published continuous networks are conditioned."""
         ...
 
     def score(self, output: Sample, t: Scalar) -> Sample:
-        """The score that a network's output stands for."""
+        """The score, given a network's output."""
         ...
 
 
@@ -78,7 +78,7 @@ def _standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> S
 
 def _require_interval(eps: Any, T: Any) -> None:
     if is_known(eps, T):
-        require(0 < eps < T, "eps", eps, f"a time in (0, T = {T})", "set eps below T and above zero")
+        require(0 < eps < T, "eps", eps, f"a time above zero and below T = {T}", "change eps or T")
 
 
 @register_dataclass
@@ -95,7 +95,13 @@ class VESDE:
         T: start time of sampling.
 
     Raises:
-        ValueError: for levels that are not 0 < sigma_min < sigma_max, or times not 0 < eps < T.
+        ValueError: unless 0 < sigma_min < sigma_max and 0 < eps < T.
+
+    Example:
+        >>> from sde_lib import VESDE
+        >>> alpha, sigma = VESDE(sigma_max=380.0).marginal(1.0)
+        >>> print(alpha, sigma)
+        1.0 380.0
     """
 
     sigma_min: Scalar = 0.01
@@ -144,14 +150,14 @@ class VESDE:
         return jnp.log(self.sigma_max / self.sigma_min)
 
     def _sigma(self, t: Scalar) -> Scalar:
-        # exp(t log ratio) would lose three bits to the power, and tolerances at sigma_max = 380 feel that
+        # exp(t log ratio) is three bits less precise, which matters for tolerances at sigma_max = 380
         return self.sigma_min * jnp.power(self.sigma_max / self.sigma_min, t)
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _LinearBeta:
-    """beta(t) = beta_min + t (beta_max − beta_min), shared by VP and sub-VP."""
+    """beta(t) = beta_min + t (beta_max − beta_min), for VP and sub-VP."""
 
     beta_min: Scalar
     beta_max: Scalar
@@ -193,7 +199,13 @@ class VPSDE:
         eps, T: end and start time of sampling.
 
     Raises:
-        ValueError: for rates that are not 0 < beta_min <= beta_max, or times not 0 < eps < T.
+        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T.
+
+    Example:
+        >>> from sde_lib import VPSDE
+        >>> alpha, sigma = VPSDE().marginal(1.0)
+        >>> print(f"{alpha:.4f} {sigma:.4f}")
+        0.0066 1.0000
     """
 
     beta_min: Scalar = 0.1
@@ -248,7 +260,13 @@ class SubVPSDE:
         eps, T: end and start time of sampling.
 
     Raises:
-        ValueError: for rates that are not 0 < beta_min <= beta_max, or times not 0 < eps < T.
+        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T.
+
+    Example:
+        >>> from sde_lib import SubVPSDE
+        >>> alpha, sigma = SubVPSDE().marginal(1.0)
+        >>> print(f"{alpha:.4f} {sigma:.4f}")
+        0.0066 1.0000
     """
 
     beta_min: Scalar = 0.1
@@ -286,7 +304,7 @@ class SubVPSDE:
 
     def score(self, output: Sample, t: Scalar) -> Sample:
         # As published: 1 − exp(−B) without expm1, whose rounding in float32 is 2.4e-4 of sigma at t = 1e-3.
-        # That is less than the network errs, and the published scores come out as they were.
+        # That is less than the error of the network, and reproduces the published scores.
         return -output / (1 - jnp.exp(-self._beta.integral(t)))
 
     @property
@@ -295,10 +313,10 @@ class SubVPSDE:
 
 
 def from_config(config: Any) -> SDE:
-    """The process that a config's ``sde`` group describes.
+    """Builds the process from the ``sde`` group of a config.
 
     Raises:
-        ValueError: naming the key, its value, what was allowed and the fix.
+        ValueError: for an unknown name or a number out of range; the message names the config's key.
     """
     require_choice("config.sde.name", config.name, ("ve", "vp", "subvp"))
     try:

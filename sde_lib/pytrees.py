@@ -1,9 +1,9 @@
-"""Dataclasses as pytrees that know their own class.
+"""Dataclasses as pytrees whose structure knows the class.
 
-``jax.tree_util.register_dataclass`` of jax 0.10 makes tree structures that compare equal for two classes with
-as many fields; only their hashes differ. ``jax.jit`` looks programs up by both, and where two hashes share a
-bucket of its table (once in about a hundred processes) it runs the program of the other class: VP's for
-sub-VP, another time grid's for this one.
+For ``jax.tree_util.register_dataclass`` of jax 0.10, two classes with the same number of fields have tree
+structures that compare equal; only the hashes differ. ``jax.jit`` looks up programs by both. Where the two
+hashes share a bucket of its table (once in about a hundred processes), it runs the program of the other
+class: that of VP for sub-VP, or that of another time grid.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import jax
 
 Class = TypeVar("Class", bound=type)
 
+STATIC = {"static": True}  # metadata of a field that is part of the program: another value recompiles
+
 
 def register_dataclass(cls: Class) -> Class:
-    """Makes a dataclass a pytree whose leaves are its fields; those with ``static`` metadata are structure.
+    """Makes a dataclass a pytree whose leaves are its fields; fields with ``STATIC`` metadata are structure.
 
-    A tree put together by JAX holds tracers or placeholders: it skips ``__init__`` and its checks, which are
-    for what users write.
+    A tree that JAX rebuilds holds tracers or placeholders. It therefore skips ``__init__`` and its checks,
+    which are for values given by users.
     """
     names = [field.name for field in dataclasses.fields(cls) if not field.metadata.get("static")]
     static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]
@@ -38,7 +40,7 @@ def register_dataclass(cls: Class) -> Class:
     def unflatten(structure: tuple, leaves: Any) -> Any:
         tree = object.__new__(cls)
         for name, value in (*zip(names, leaves, strict=True), *zip(static, structure, strict=True)):
-            object.__setattr__(tree, name, value)  # also where it is frozen
+            object.__setattr__(tree, name, value)  # works for frozen classes too
         return tree
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

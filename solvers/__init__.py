@@ -1,8 +1,20 @@
-"""Samplers for score-based models: one file a family, and one driver that runs them all.
+"""Samplers for score-based models: one module per family of solvers, and one driver that runs them all.
 
-A solver is written for ONE sample as three pure functions, ``init``, ``ask`` and ``tell`` (see
-``solvers.interface``); the driver gives every lane of a batch its own solver state, so that a lane whose
-sample is done starts the next one at once.
+Start with ``sample``: it takes a score function, a process of ``sde_lib``, a solver and a random key, and
+returns a ``Solution`` with the samples, the number of network evaluations of each, and a ``Status`` for each.
+``stream`` does the same for more samples than fit in memory. ``Adaptive``, ``AdaptiveExponential`` and
+``RK45`` choose their step sizes from a tolerance; the other solvers take a fixed number of steps on a time
+``Grid``.
+
+Conventions:
+
+- Time runs forward, from data to noise. A sampler starts at t = T with a sample of the prior and ends at
+  t = eps, near the data.
+- A solver is written for one sample, without a batch axis, as three pure functions, ``init``, ``ask`` and
+  ``tell`` (see ``Solver``). The driver gives every lane of a batch its own solver state. A lane whose sample
+  is finished starts the next sample at once.
+- A sample depends on the key and its id alone, not on the batch size, the devices or the other samples.
+- The log-SNR is log(alpha/sigma) for x(t) | x(0) ~ N(alpha x(0), sigma^2 I).
 """
 
 from solvers.adaptive import Adaptive

@@ -8,9 +8,10 @@ Algorithm 1, per sample at (x, t) with the proposed step h, f the drift of the r
     4.  if e ≤ 1:  x ← x'';  x'_prev ← x';  t ← t − h
     5.  h ← min(t − ε, θ h e^(−r))
 
-Departures from the published code: a rejected step keeps the score at (x, t), which is still right, and asks
-only for the second stage again; x'_prev is kept as the paper writes it (the code overwrites it with x); a
-step too small to move t ends the sample with a status (the code loops on).
+Departures from the published code:
+- A rejected step keeps the score at (x, t), which is still valid, and evaluates only the second stage again.
+- x'_prev is updated as the paper writes it; the code overwrites it with x.
+- A step too small to change t stops the sample with a status; the code loops forever.
 """
 
 from __future__ import annotations
@@ -25,33 +26,30 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sde_lib import SDE, reverse_drift
 from sde_lib.checks import is_known, require, require_choice, require_positive
 from sde_lib.processes import Scalar
-from sde_lib.pytrees import register_dataclass
+from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
-from solvers.sums import mean_of_squares, sum_of_squares
+from solvers.sums import root_mean_square, sum_of_squares
 
 Norm = Literal["l2_scaled", "l2", "linf"]
 ErrorEstimate = Literal["heun", "lamba"]
 NoiseOnRejection = Literal["redraw", "hold", "bridge"]
 
-# Points of the path that "bridge" keeps. Only many rejections on end fill all places: on Gaussian data of
-# 4 × 4 pixels, at the paper's tolerances, one sample of 2,560 came to forget a point.
+# Points of the path that "bridge" keeps. Only many rejections in a row fill all places: on Gaussian data of
+# 4 × 4 pixels, at the paper's tolerances, one sample of 2,560 forgot a point.
 KNOWN_POINTS = 8
-
-# settings that are part of the program: another value compiles anew
-STATIC = {"static": True}
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnownPath:
-    """What rejected steps have shown of the Brownian path ahead of t: B(s) at distances s below t.
+    """The Brownian path below t as far as rejected steps have drawn it: B(s) at distances s below t.
 
-    With all places taken, a new point takes that of the farthest, which is forgotten: from there on the path
-    is drawn afresh, given the points that are left.
+    If all places are taken, a new point replaces the farthest one. The path there is then drawn again, given
+    the points that are left.
     """
 
-    distance: Float[Array, " points"]  # s > 0, in no order; infinite where no point is kept
+    distance: Float[Array, " points"]  # s > 0, in no order; infinite if the place is free
     value: Float[Array, "points *shape"]  # B(s), with B(0) = 0
 
     @classmethod
@@ -62,26 +60,28 @@ class KnownPath:
         )
 
     def draw(self, h: Time, z: Sample) -> Sample:
-        """B(h) given the known points, from a standard normal z: a bridge between the nearest two."""
+        """B(h) given the known points, from a standard normal z: a bridge between the two nearest points."""
         distance = jnp.pad(self.distance, (1, 0))  # B(0) = 0
         value = jnp.pad(self.value, ((1, 0), *((0, 0) for _ in z.shape)))
         before, after = jnp.where(distance <= h, distance, -1), jnp.where(distance > h, distance, jnp.inf)
         a, b = jnp.max(before), jnp.min(after)
         value_a, value_b = value[jnp.argmax(before)], value[jnp.argmin(after)]
-        # where nothing is known beyond h, b is infinite: the share is 0 and the increment from a is free
+        # if no point is known beyond h, b is infinite: the share is 0 and the increment from a is free
         share = (h - a) / (b - a)
         return value_a + share * (value_b - value_a) + jnp.sqrt((h - a) * (1 - share)) * z
 
     def with_point(self, h: Time, value: Sample) -> KnownPath:
-        """B(h) = value becomes known."""
-        place = jnp.arange(KNOWN_POINTS) == jnp.argmax(self.distance)  # a free one, or the farthest's
+        """The path with the additional known point B(h) = value."""
+        place = jnp.arange(KNOWN_POINTS) == jnp.argmax(
+            self.distance
+        )  # a free place, or that of the farthest point
         return KnownPath(
             distance=jnp.where(place, h, self.distance),
             value=jnp.where(place.reshape(-1, *(1,) * value.ndim), value, self.value),
         )
 
     def from_point(self, h: Time, value: Sample) -> KnownPath:
-        """The same path seen from h on, where B(h) = value."""
+        """The path as seen from distance h, where B(h) = value."""
         return KnownPath(
             distance=jnp.where(self.distance > h, self.distance - h, jnp.inf), value=self.value - value
         )
@@ -95,8 +95,8 @@ class AdaptiveState:
     h: Time  # the step being tried
     x_previous: Sample  # x'_prev
     key: PRNGKeyArray
-    # The stage under way. First: the score at (x, t) is wanted. Second: it is `score`, and the one at
-    # (x_proposed, t_proposed) is wanted, made with the noise z.
+    # The current stage. First: the score at (x, t) is needed. Second: that score is `score`, and the score at
+    # (x_proposed, t_proposed) is needed, a point made with the noise z.
     second_stage: Flag
     score: Sample
     z: Sample
@@ -105,7 +105,7 @@ class AdaptiveState:
     status: Count
     accepted: Count
     rejected: Count
-    path: KnownPath | None  # from t on; None unless noise_on_rejection is "bridge"
+    path: KnownPath | None  # below t; None unless noise_on_rejection is "bridge"
 
 
 @register_dataclass
@@ -114,26 +114,34 @@ class Adaptive:
     """Algorithm 1 with every setting of the paper and its appendix.
 
     Attributes:
-        eps_rel: relative tolerance ε_rel, the one knob.
+        eps_rel: relative tolerance ε_rel, the main setting.
         eps_abs: absolute tolerance ε_abs in data units; one grey level of 8 bits: 1/256 for data in [0, 1],
             2/256 for [−1, 1].
-        safety: θ, the share of the predicted step that is taken.
-        exponent: r, how strongly the step follows the error.
-        first_step: h at t = T; the paper has 0.01 for VP and 0.5 for VE.
-        norm: of E/δ over a sample: "l2_scaled" (root mean square, the paper's), "l2" (root of the sum),
+        safety: θ, the fraction of the predicted step that is taken.
+        exponent: r, how strongly the step size reacts to the error.
+        first_step: h at t = T; 0.01 for VP and 0.5 for VE in the paper.
+        norm: of E/δ over a sample: "l2_scaled" (root mean square, as in the paper), "l2" (root of the sum),
             "linf" (largest).
         extrapolate: keep x'' (the higher order); otherwise keep x', and x'' takes its place in δ.
-        use_previous: whether δ takes |x'_prev| in.
+        use_previous: whether δ includes |x'_prev|.
         error_estimate: "heun" as above; or "lamba" (Lamba 2003): E = −(h/2) [f(m, t − h) − f(x, t)] with
-            m = x − h f(x, t), the drift alone, and δ made from the kept value without its noise.
-        noise_on_rejection: "redraw" draws a new z for the next try (as published; it biases what is
-            accepted); "hold" keeps the sample's z until a step is accepted; "bridge" keeps to one Brownian
-            path, in the manner of RSwM3 (Rackauckas & Nie 2017): a shorter step draws its noise from the
-            bridge to the points that rejected steps have shown, and so do the steps after it until they are
-            past them. The ``KNOWN_POINTS`` nearest are kept.
+            m = x − h f(x, t), the drift alone, and δ from the kept value without its noise.
+        noise_on_rejection: "redraw" draws a new z for the next try (as published; it biases the accepted
+            noise); "hold" keeps the sample's z until a step is accepted; "bridge" stays on one Brownian path,
+            like RSwM3 (Rackauckas & Nie 2017): a shorter step draws its noise from the bridge to the points
+            that rejected steps have drawn, and so do the following steps until they are past these points.
+            The ``KNOWN_POINTS`` nearest points are kept.
 
     Raises:
-        ValueError: naming the setting, its value, what was allowed and the fix.
+        ValueError: for a number out of range or an unknown choice.
+
+    Example:
+        >>> from solvers import Adaptive
+        >>> Adaptive(eps_rel=0.05, first_step=0.5).safety
+        0.9
+        >>> Adaptive(eps_rel=0.0)
+        Traceback (most recent call last):
+        ValueError: eps_rel must be a number > 0 (got 0.0): set eps_rel above zero
     """
 
     eps_rel: Scalar = 0.02
@@ -158,7 +166,8 @@ class Adaptive:
             first_step=self.first_step,
         )
         if is_known(self.safety):
-            require(self.safety < 1, "safety", self.safety, "a number in (0, 1)", "the paper takes 0.9")
+            fix = "set safety to 0.9, as in the paper"
+            require(self.safety < 1, "safety", self.safety, "above 0 and below 1", fix)
         require_choice("norm", self.norm, get_args(Norm))
         require_choice("error_estimate", self.error_estimate, get_args(ErrorEstimate))
         require_choice("noise_on_rejection", self.noise_on_rejection, get_args(NoiseOnRejection))
@@ -190,7 +199,7 @@ class Adaptive:
         judged, accepted = self._judge(sde, state, score)
         opened = dataclasses.replace(state, score=score)
         state = jax.tree.map(lambda a, b: jnp.where(state.second_stage, a, b), judged, opened)
-        # after an acceptance the score at the new x is wanted first; otherwise x' can be proposed at once
+        # after an accepted step, the score at the new x is needed first; otherwise x' can be proposed at once
         return dataclasses.replace(self._propose(sde, state), second_stage=~accepted)
 
     def _propose(self, sde: SDE, state: AdaptiveState) -> AdaptiveState:
@@ -210,7 +219,7 @@ class Adaptive:
         return dataclasses.replace(state, z=z, x_proposed=x_proposed, t_proposed=t_proposed)
 
     def _judge(self, sde: SDE, state: AdaptiveState, score: Sample) -> tuple[AdaptiveState, Flag]:
-        """Steps 2 to 5 with ``score`` at (x_proposed, t_proposed), and whether the step was accepted."""
+        """Steps 2 to 5 with ``score`` at (x_proposed, t_proposed); also whether the step was accepted."""
         x, t, h, t_ahead = state.x, state.t, state.h, state.t_proposed
         # 2. E = (K2 − K1)/2 with the same z; x'' = x' + E
         noise = self._noise(sde, t, h, state.z)
@@ -245,7 +254,7 @@ class Adaptive:
         status = jnp.where(arrived, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
         path = state.path
         if path is not None:
-            point = h, jnp.sqrt(h) * state.z  # what this step has shown of the path
+            point = h, jnp.sqrt(h) * state.z  # of the path, as this step has drawn it
             seen = path.from_point(*point), path.with_point(*point)
             path = jax.tree.map(lambda a, b: jnp.where(accept, a, b), *seen)
         judged = dataclasses.replace(
@@ -268,7 +277,7 @@ class Adaptive:
     def _norm(self, ratio: Sample) -> Array:
         match self.norm:
             case "l2_scaled":
-                return jnp.sqrt(mean_of_squares(ratio))
+                return root_mean_square(ratio)
             case "l2":
                 return jnp.sqrt(sum_of_squares(ratio))
             case "linf":

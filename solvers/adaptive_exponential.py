@@ -1,17 +1,18 @@
 """An adaptive exponential multistep solver of the reverse SDE and ODE: one evaluation a step, no rejections.
 
-With y = x/α, ς = σ/α = e^(−λ) and the denoiser D, the reverse process of noise share η is for every (α, σ)
+For every (α, σ), with y = x/α, ς = σ/α = e^(−λ) and the denoiser D, the reverse process of noise share η is
 
     dy = −(1 + η²) (y − D) dλ + η ς √2 dw                                   λ = log(α/σ) rising
 
-Exponential integrators (Lu et al., arXiv 2211.01095) solve it exactly where D stands still. Below the width b
-of a mode of the data D follows y instead: D = c + b²/(b² + ς²) (y − c), and c is what stands still. So let
+An exponential integrator (Lu et al., arXiv 2211.01095) solves it exactly while D is constant. At noise below
+the width b of a mode of the data, D follows y instead: D = c + b²/(b² + ς²) (y − c), and it is c that is
+constant. So let
 
     G = D − b²/ς² (y − D)        μ = −½ log(b² + ς²)        dy = −(1 + η²) (y − G) dμ + η e^(−μ) √2 dw
 
-which is the same equation again, for any b, and b = 0 gives back the first. Along the reverse SDE (η = 1) D
-and the score are martingales, hence G: it has no slope to extrapolate, and where it went in a step, the noise
-took it. With less noise it drifts, by 1 − η² of its slope along the ODE. A step goes like this:
+which is the same equation for any b; with b = 0 it is the first form. Along the reverse SDE (η = 1), D and
+the score are martingales, and therefore so is G: it has no slope to extrapolate, and all that it moves in a
+step is due to the noise. With less noise it drifts, at 1 − η² of its slope along the ODE. The steps are:
 
     1.  D_n at the predicted y                                               the step's one evaluation
     2.  y ← y + w (G_n − P)                                                  corrector
@@ -24,14 +25,15 @@ took it. With less noise it drifts, by 1 − η² of its slope along the ODE. A 
     w = (1 − η²) w_ODE + η² w_SDE
     v = 64^((1−η)²) ((1 − η²) v_ODE + η² w_SDE/√3)
 
-and P in 2 and 3 is its value at λ_n. w_ODE turns the integral of P into that of the polynomial through G_n,
-too (UniC of arXiv 2302.04867, whose predictor and corrector these are at b = 0 and η = 0), and v_ODE is
-Milne's device: the share of predictor minus corrector that is the error of the corrector of the same order;
-the one kept has an order more. w_SDE is the regression of the integral on G_n − P where noise drives G, and
-w_SDE/√3 the deviation that this leaves. Such errors are drawn anew in each step and cancel; those of the ODE
-add up, hence its 64. The last prediction stays uncorrected; the end is met exactly.
+In 2 and 3, P is its value at λ_n. The weight w_ODE turns the integral of P into that of the polynomial that
+also passes through G_n; at b = 0 and η = 0, this predictor and corrector are those of UniPC (arXiv
+2302.04867). v_ODE is Milne's device: the fraction of predictor minus corrector that estimates the error of
+the corrector of the same order; the corrector that is kept has one order more. w_SDE is the regression of the
+integral on G_n − P where noise drives G, and w_SDE/√3 is the standard deviation of the residual. These
+errors are independent from step to step and partly cancel. Those of the ODE add up, hence the factor 64. The
+last prediction is not corrected. The final step ends exactly at eps.
 
-docs/adaptive_exponential.md has the derivation, and what else was tried.
+docs/adaptive_exponential.md gives the derivation and the alternatives that were tried.
 """
 
 from __future__ import annotations
@@ -48,18 +50,18 @@ from sde_lib.checks import is_known, require, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.exponential import Number, divided_differences, moments, newton_moments
-from solvers.interface import Count, Sample, Status, Time
+from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
-from solvers.sums import inner_product, mean_of_squares, sum_of_squares
+from solvers.sums import inner_product, root_mean_square, sum_of_squares
 
-# In log-SNR, at eps_rel = FIRST_AT and above. The first step has no error estimate; half as long, it cost the
-# benchmark's mixtures an evaluation more, for samples as good. At smaller eps_rel it goes with the root: then
-# the error of this step of low order falls faster than that of the others.
+# The first step in log-SNR, for eps_rel of FIRST_AT and above. It has no error estimate. Half of this length
+# cost one evaluation more on the benchmark's mixtures, for samples of the same quality. For a smaller eps_rel
+# it shrinks as the square root: the error of this low-order step then falls faster than that of the others.
 FIRST_STEP, FIRST_AT = 1.0, 0.02
 SAFETY, SHRINK, GROW = 0.9, 0.3, 2.0
-SHARE = 0.5  # of the tolerance, that one step may err by
+SHARE = 0.5  # of the tolerance, for the error of one step
 ORDER = 3  # of the polynomial
-STEPS = 64.0  # of the ODE, as many as whose errors are taken to add up
+STEPS = 64.0  # of the ODE: the number of steps whose errors are assumed to add up
 
 
 @register_dataclass
@@ -72,7 +74,7 @@ class Evaluation:
     denoised: Sample
 
     def slope(self) -> Sample:
-        """E = (y − D)/ς², minus the score's share of y."""
+        """E = (y − D)/ς², minus the score with respect to y."""
         return jnp.exp(2 * self.log_snr) * (self.point - self.denoised)
 
 
@@ -83,8 +85,8 @@ class AdaptiveExponentialState:
     t: Time
     key: PRNGKeyArray
     h: Number  # the step in log-SNR that led here
-    history: tuple[Evaluation, ...]  # the newest first, as far as the order looks back
-    # of the step that led here: b², the polynomial's value here, the weights w and v
+    history: tuple[Evaluation, ...]  # newest first; as many as the order needs
+    # of the step that led here: b², the polynomial's value here, and the weights w and v
     variance: Number
     expected: Sample
     correction: Number
@@ -94,20 +96,40 @@ class AdaptiveExponentialState:
     rejected: Count
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extrapolation:
+    """P over the next step in Newton's form, in the share s of the step in μ, from 0 to 1."""
+
+    step: Number  # Δμ
+    nodes: list[Number]  # s_i of the latest evaluations
+    differences: list[Sample]  # the coefficients: divided differences of G
+    integrals: list[Number]  # of Newton's polynomials ∏ (s − s_i), with the exponential weight
+    products: list[Number]  # ∏ (1 − s_i), their values at the end of the step
+
+    def combine(self, weights: list[Number]) -> Any:
+        """P with these numbers in the place of Newton's polynomials."""
+        return sum(weight * d for weight, d in zip(weights, self.differences, strict=False))
+
+
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveExponential:
-    """One knob, the same for every process and data range.
+    """The solver of this module; one tolerance, with the same meaning for every process and data range.
 
     Attributes:
-        eps_rel: relative tolerance, of the final image's root mean square.
+        eps_rel: tolerance relative to the root mean square of the final image.
         eps_abs: absolute tolerance in data units; one grey level of 8 bits: 1/256 for data in [0, 1],
             2/256 for [−1, 1].
         eta: η in [0, 1], the share of the reverse SDE's noise: 0 for the probability flow, with the fewest
-            evaluations; 1 for all of the noise, which makes up for a network's errors.
+            evaluations; 1 for all of the noise, which compensates for errors of the network.
 
     Raises:
-        ValueError: naming the setting, its value, what was allowed and the fix.
+        ValueError: for a tolerance that is not above zero, or an eta outside [0, 1].
+
+    Example:
+        >>> from solvers import AdaptiveExponential
+        >>> AdaptiveExponential(eta=0.0)
+        AdaptiveExponential(eps_rel=0.02, eps_abs=0.00390625, eta=0.0)
     """
 
     eps_rel: Scalar = 0.02
@@ -119,8 +141,8 @@ class AdaptiveExponential:
     def __post_init__(self) -> None:
         require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs)
         if is_known(self.eta):
-            allowed = "a share in [0, 1]"
-            require(0 <= self.eta <= 1, "eta", self.eta, allowed, "take 0 for the ODE, 1 for the SDE")
+            fix = "set eta to 0 for the ODE or to 1 for the SDE"
+            require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]", fix)
 
     def init(
         self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
@@ -158,63 +180,24 @@ class AdaptiveExponential:
         # 2. y ← y + w (G_n − P)
         residual = now.denoised - state.variance * now.slope() - state.expected
         y = now.point + state.correction * residual
-        # 3. e; it may be 0, and NaN passes through to the status
-        magnitude = jnp.maximum(_rms(now.denoised), _rms(state.history[0].denoised))
-        delta = SHARE * jnp.maximum(self.eps_abs, self.eps_rel * magnitude)
-        e = state.error * _rms(residual) / delta
+        # 3. e
+        e = self._error(state, now, residual)
         # 4. h
-        # e goes with h^4, and with h^(3/2) where noise makes it: more than 1/2 there would follow each draw
-        factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** (-(1 + self.eta**2) / 4), SHRINK, GROW)
-        end = jnp.asarray(sde.log_snr(sde.eps), dtype)
-        rest = end - now.log_snr
-        h = jnp.where(n == 0, state.h, state.h * factor)
-        # two steps of half the rest instead of a long and a short one
-        h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
-        last = h >= rest
-        t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
+        h, t_next, last = self._next_step(sde, state, now, e)
         # 5. b²
         variance = jnp.where(n > 0, fitted_variance(now, state.history[0]), 0).astype(dtype)
         # 6. y'
         evaluations = (now, *state.history)
-        share = 1 / (1 + variance * jnp.exp(2 * now.log_snr))  # ς²/(b² + ς²)
-
-        def way(distance: Number) -> Number:
-            """How far μ goes while λ goes so far from λ_n; short ways do not cancel."""
-            return -0.5 * jnp.log1p(share * jnp.expm1(-2 * distance))
-
-        step = way(h)
-        c, drift = 1 + self.eta**2, drift_of(self.eta)
-        nodes = [way(each.log_snr - now.log_snr) / step for each in evaluations]
-        values = [each.denoised - variance * each.slope() for each in evaluations]
-        newest, *slopes = divided_differences(values, nodes, n)
-        differences = [newest, *(drift * slope for slope in slopes)]
-        integrals = newton_moments(nodes, moments(c * step, ORDER + 1))
-        products = [jnp.ones_like(h)]  # of 1 − s_i, where the next G comes in
-        for node in nodes:
-            products.append(products[-1] * (1 - node))
-        alpha_next, sigma_next = sde.marginal(t_next)
-        z = standard_normal(state.key, n + 1, y.shape, dtype)
-        deviation = jnp.sqrt(variance + (sigma_next / alpha_next) ** 2)  # e^(−μ')
-        y_next = (
-            jnp.exp(-c * step) * y
-            + sum(weight * d for weight, d in zip(integrals, differences, strict=False))
-            + deviation * jnp.sqrt(-jnp.expm1(-2 * self.eta**2 * step)) * z
-        )
-        # and what the next evaluation is compared with
-        expected = sum(weight * d for weight, d in zip(products, differences, strict=False))
-        p = jnp.minimum(n + 1, ORDER)
-        integral, product = jnp.stack(integrals), jnp.stack(products)
-        corrector = integral[p] / product[p]
-        milne = jnp.abs(integral[p] - (1 - jnp.stack(nodes)[p - 1]) * integral[p - 1]) / product[p]
-        regression = c * step * regression_on_noise(2 * self.eta**2 * step)
-        correction = drift * corrector + (1 - drift) * regression
-        error = drift * milne + (1 - drift) * regression / math.sqrt(3)
-        error *= STEPS ** (1 - self.eta) ** 2
+        ahead = self._extrapolation(evaluations, variance, h, n)
+        x_next = self._predicted(sde, state, y, t_next, variance, ahead)
+        # what the next evaluation is compared with
+        expected = ahead.combine(ahead.products)
+        correction, error = self._weights(ahead, n)
 
         stuck = ~(t_next < t)  # NaN included
         status = jnp.where(last, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
         return AdaptiveExponentialState(
-            x=(alpha_next * y_next).astype(dtype),
+            x=x_next.astype(dtype),
             t=t_next,
             key=state.key,
             h=h,
@@ -228,24 +211,100 @@ class AdaptiveExponential:
             rejected=state.rejected,
         )
 
+    def _error(self, state: AdaptiveExponentialState, now: Evaluation, residual: Sample) -> Number:
+        """Step 3. It may be 0, and NaN passes through to the status."""
+        magnitude = jnp.maximum(root_mean_square(now.denoised), root_mean_square(state.history[0].denoised))
+        delta = SHARE * jnp.maximum(self.eps_abs, self.eps_rel * magnitude)
+        return state.error * root_mean_square(residual) / delta
+
+    def _next_step(
+        self, sde: SDE, state: AdaptiveExponentialState, now: Evaluation, e: Number
+    ) -> tuple[Number, Time, Flag]:
+        """Step 4: h, the time at the end of the step, and whether the step is the last."""
+        n, dtype = state.accepted, state.x.dtype
+        # e scales as h^4, and as h^(3/2) where noise causes it: an exponent above 1/2 would follow each draw
+        factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** (-(1 + self.eta**2) / 4), SHRINK, GROW)
+        end = jnp.asarray(sde.log_snr(sde.eps), dtype)
+        rest = end - now.log_snr
+        h = jnp.where(n == 0, state.h, state.h * factor)
+        # two steps of half the rest instead of a long one and a short one
+        h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
+        last = h >= rest
+        t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
+        return h, t_next, last
+
+    def _extrapolation(
+        self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, n: Count
+    ) -> Extrapolation:
+        now = evaluations[0]
+        share = 1 / (1 + variance * jnp.exp(2 * now.log_snr))  # ς²/(b² + ς²)
+
+        def change_of_mu(distance: Number) -> Number:
+            """From λ_n to λ_n + distance, without cancellation at short distances."""
+            return -0.5 * jnp.log1p(share * jnp.expm1(-2 * distance))
+
+        step = change_of_mu(h)
+        nodes = [change_of_mu(each.log_snr - now.log_snr) / step for each in evaluations]
+        values = [each.denoised - variance * each.slope() for each in evaluations]
+        newest, *slopes = divided_differences(values, nodes, n)
+        drift = drift_of(self.eta)
+        products = [jnp.ones_like(h)]
+        for node in nodes:
+            products.append(products[-1] * (1 - node))
+        return Extrapolation(
+            step=step,
+            nodes=nodes,
+            differences=[newest, *(drift * slope for slope in slopes)],
+            integrals=newton_moments(nodes, moments((1 + self.eta**2) * step, ORDER + 1)),
+            products=products,
+        )
+
+    def _predicted(
+        self,
+        sde: SDE,
+        state: AdaptiveExponentialState,
+        y: Sample,
+        t_next: Time,
+        variance: Number,
+        ahead: Extrapolation,
+    ) -> Sample:
+        """Step 6: x at the end of the step."""
+        alpha_next, sigma_next = sde.marginal(t_next)
+        z = standard_normal(state.key, state.accepted + 1, y.shape, y.dtype)
+        deviation = jnp.sqrt(variance + (sigma_next / alpha_next) ** 2)  # e^(−μ')
+        y_next = (
+            jnp.exp(-(1 + self.eta**2) * ahead.step) * y
+            + ahead.combine(ahead.integrals)
+            + deviation * jnp.sqrt(-jnp.expm1(-2 * self.eta**2 * ahead.step)) * z
+        )
+        return alpha_next * y_next
+
+    def _weights(self, ahead: Extrapolation, n: Count) -> tuple[Number, Number]:
+        """(w, v) of the next evaluation."""
+        p = jnp.minimum(n + 1, ORDER)
+        integral, product = jnp.stack(ahead.integrals), jnp.stack(ahead.products)
+        corrector = integral[p] / product[p]
+        milne = jnp.abs(integral[p] - (1 - jnp.stack(ahead.nodes)[p - 1]) * integral[p - 1]) / product[p]
+        c, drift = 1 + self.eta**2, drift_of(self.eta)
+        regression = c * ahead.step * regression_on_noise(2 * self.eta**2 * ahead.step)
+        correction = drift * corrector + (1 - drift) * regression
+        error = drift * milne + (1 - drift) * regression / math.sqrt(3)
+        return correction, error * STEPS ** (1 - self.eta) ** 2
+
 
 def drift_of(eta: Scalar) -> Scalar:
-    """How far G drifts, over how far it would along the ODE."""
+    """The drift of G relative to its drift along the ODE."""
     return 1 - eta**2
 
 
 def fitted_variance(now: Evaluation, before: Evaluation) -> Number:
-    """b², with which G moved least between two evaluations."""
+    """The b² for which G changed least between two evaluations."""
     moved, slope = now.denoised - before.denoised, now.slope() - before.slope()
     fitted = inner_product(moved, slope) / jnp.maximum(sum_of_squares(slope), jnp.finfo(moved.dtype).tiny)
     return jnp.maximum(fitted, 0)
 
 
 def regression_on_noise(a: Number) -> Number:
-    """(1 − a/(e^a − 1))/a, which cancels for a to 0, where it is 1/2 − a/12."""
+    """(1 − a/(e^a − 1))/a; by its series 1/2 − a/12 near a = 0, where the difference cancels."""
     safe = jnp.maximum(a, 0.05)
     return jnp.where(a < 0.05, 1 / 2 - a / 12, (1 - safe / jnp.expm1(safe)) / safe)
-
-
-def _rms(values: Sample) -> Number:
-    return jnp.sqrt(mean_of_squares(values))

@@ -5,8 +5,9 @@ From (x, t) to (x', t'), with the denoised D, the noise prediction ε = −σ s 
     1.  τ = η σ' √(1 − (α σ')²/(α' σ)²)                           eq. 16
     2.  x' = α' D + √(σ'² − τ²) ε + τ z                           eq. 12
 
-There σ² = 1 − α²; τ is written so that η = 1 is the variance of x' given x and x(0) for any (alpha, sigma),
-which for VP is eq. 16 itself and for VE that of ancestral sampling (arXiv 2011.13456, appendix F).
+In the paper σ² = 1 − α². Here τ is written so that, for any (alpha, sigma), τ² at η = 1 is the variance of x'
+given x and x(0). For VP this is eq. 16 itself, and for VE it is that of ancestral sampling (arXiv 2011.13456,
+appendix F).
 """
 
 from __future__ import annotations
@@ -30,15 +31,20 @@ from solvers.noise import standard_normal
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM:
-    """One evaluation a step; order 1, of the probability flow at eta = 0 and in the weak sense above.
+    """DDIM: one evaluation a step, order 1 (weak order 1 with noise).
 
     Attributes:
-        num_steps: how many; another number does not recompile.
-        grid: where they end; uniform in t there.
+        num_steps: number of steps; another number does not recompile.
+        grid: times at which the steps end; uniform in t in the paper.
         eta: η in [0, 1], the share of the ancestral noise: 0 for the probability flow, 1 for all of it.
 
     Raises:
         ValueError: for fewer than one step, or an eta outside [0, 1].
+
+    Example:
+        >>> from solvers import DDIM
+        >>> DDIM(num_steps=50)
+        DDIM(num_steps=50, grid=UniformTime(), eta=0.0)
     """
 
     num_steps: int | Count = 100
@@ -51,8 +57,8 @@ class DDIM:
         if is_known(self.num_steps):
             require_count(num_steps=self.num_steps)
         if is_known(self.eta):
-            allowed = "a share in [0, 1]"
-            require(0 <= self.eta <= 1, "eta", self.eta, allowed, "take 0 for the ODE, 1 for ancestral noise")
+            fix = "set eta to 0 for the ODE or to 1 for ancestral noise"
+            require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]", fix)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         return first_state(sde, key, shape, dtype)
@@ -68,7 +74,7 @@ class DDIM:
         alpha_next, sigma_next = sde.marginal(t_next)
         denoised, noise = denoise(sde, x, t, score), -sigma * score
         z = standard_normal(state.key, done, x.shape, x.dtype)
-        # 1. τ; (α σ')²/(α' σ)² = e^(−2h) with the step h in log-SNR, which does not cancel in short steps
+        # 1. τ; (α σ')²/(α' σ)² = e^(−2h) with the step h in log-SNR, without cancellation in short steps
         h = sde.log_snr(t_next) - sde.log_snr(t)
         share = -(self.eta**2) * jnp.expm1(-2 * h)  # (τ/σ')²
         # 2. x' = α' D + √(σ'² − τ²) ε + τ z

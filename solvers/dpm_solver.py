@@ -1,15 +1,16 @@
-"""DPM-Solver++ multistep, of the probability flow and of the reverse SDE (Lu et al., arXiv 2211.01095).
+"""DPM-Solver++ multistep, for the probability flow and for the reverse SDE (Lu et al., arXiv 2211.01095).
 
 In the log-SNR λ, from λ_n to λ_n + h, with the denoised D_n at (x, t_n) and s = (λ − λ_n)/h:
 
-    2M      x' = (σ'/σ) x + α' (1 − e^(−h)) (D_n + d/2)                                 Algorithm 2 there
+    2M      x' = (σ'/σ) x + α' (1 − e^(−h)) (D_n + d/2)                         Algorithm 2 of the paper
     3M      x' = (σ'/σ) x + α' ∫₀¹ h e^(−h(1−s)) (D_n + s d + s (s − s_1) d₂) ds
     SDE 2M  x' = (σ'/σ) e^(−h) x + α' (1 − e^(−2h)) (D_n + d/2) + σ' √(1 − e^(−2h)) z
 
 d and d₂ are the divided differences of D_n, D_(n−1), D_(n−2) at s_0 = 0, s_1, s_2. The first step has no d,
-the second no d₂: order 1, then 2M. Of up to ten steps the last has no d and the one before no d₂.
+and so order 1; the second has no d₂, and is one of 2M. In a run of up to ten steps, the last step has no d
+and the one before it no d₂.
 
-Departure: the published code of 3M has half of the integral of s² here (it gives d₂, half of the second
+Departure: the published code of 3M uses half of the integral of s² (it gives d₂, which is half of the second
 derivative, the weight of a whole one), and converges with order 2. The integral above is exact for a
 quadratic D, and has order 3.
 """
@@ -24,8 +25,7 @@ from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, denoise
 from sde_lib.checks import require
-from sde_lib.pytrees import register_dataclass
-from solvers.adaptive import STATIC
+from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.exponential import (
     divided_differences,
     latest_times,
@@ -35,6 +35,7 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
+from solvers.fixed_steps import status_after
 from solvers.grids import Grid, UniformLogSNR
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
@@ -45,7 +46,7 @@ from solvers.noise import prior_key, standard_normal
 class DPMSolverPPState:
     x: Sample
     t: Time
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2), as far as the order looks back
+    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
     status: Count
     accepted: Count
     rejected: Count
@@ -57,12 +58,17 @@ class DPMSolverPP:
     """DPM-Solver++ 2M and 3M: one evaluation a step.
 
     Attributes:
-        num_steps: how many, at least ``order``; another number does not recompile.
-        grid: where they end; uniform in log-SNR there, for images of 32 x 32.
+        num_steps: number of steps, at least ``order``; another number does not recompile.
+        grid: times at which the steps end; uniform in log-SNR in the paper, for images of 32 x 32.
         order: 2 or 3.
 
     Raises:
-        ValueError: for another order, or fewer steps than that.
+        ValueError: for another order, or fewer steps than the order.
+
+    Example:
+        >>> from solvers import DPMSolverPP
+        >>> DPMSolverPP(order=2)
+        DPMSolverPP(num_steps=20, grid=UniformLogSNR(), order=2)
     """
 
     num_steps: int | Count = 20
@@ -72,7 +78,8 @@ class DPMSolverPP:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        require(self.order in (2, 3), "order", self.order, "2 or 3", "take 'ddim' with eta = 0 for order 1")
+        fix = "use DDIM with eta = 0 for order 1"
+        require(self.order in (2, 3), "order", self.order, "2 or 3", fix)
         require_history(self.order, self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> DPMSolverPPState:
@@ -102,7 +109,7 @@ class DPMSolverPP:
         if self.order == 2:
             weights[1] = weights[0] / 2
         else:
-            weights[1] = jnp.where(previous == 1, weights[0] / 2, weights[1])  # then it is 2M
+            weights[1] = jnp.where(previous == 1, weights[0] / 2, weights[1])  # then the step is 2M
         # x' = (σ'/σ) x + α' ∫ …
         integral = sum(weight * d for weight, d in zip(weights, differences, strict=True))
         x_next = sigma_next / sigma * x + alpha_next * integral
@@ -112,7 +119,7 @@ class DPMSolverPP:
             x=x_next.astype(x.dtype),
             t=t_next,
             history=values[:-1],
-            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            status=status_after(done, self.num_steps),
             accepted=done,
         )
 
@@ -132,14 +139,19 @@ class SDEDPMSolverPPState:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDEDPMSolverPP:
-    """SDE-DPM-Solver++ 2M, of the reverse SDE: one evaluation a step.
+    """SDE-DPM-Solver++ 2M, for the reverse SDE: one evaluation a step.
 
     Attributes:
-        num_steps: how many, at least 2; another number does not recompile.
-        grid: where they end; uniform in log-SNR there, for images of 32 x 32.
+        num_steps: number of steps, at least 2; another number does not recompile.
+        grid: times at which the steps end; uniform in log-SNR in the paper, for images of 32 x 32.
 
     Raises:
         ValueError: for fewer than two steps.
+
+    Example:
+        >>> from solvers import SDEDPMSolverPP
+        >>> SDEDPMSolverPP(num_steps=25)
+        SDEDPMSolverPP(num_steps=25, grid=UniformLogSNR())
     """
 
     num_steps: int | Count = 50
@@ -188,6 +200,6 @@ class SDEDPMSolverPP:
             x=x_next.astype(x.dtype),
             t=t_next,
             denoised=denoised,
-            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            status=status_after(done, self.num_steps),
             accepted=done,
         )

@@ -1,16 +1,16 @@
-"""Runs any solver on many samples: every lane of a batch works on its own sample, and none ever idles.
+"""Runs any solver on many samples, with a sample of its own in every lane of a batch.
 
     while lanes are busy:   (x, t) = vmap(ask)(states);  s = score_fn(x, t);  states = vmap(tell)(states, s)
 
-A lane whose sample is done hands it out and starts the next at once, inside the compiled loop, so that the
-cost follows the mean number of evaluations and not the slowest sample of each batch. Every device runs a
-loop of its own over its share of the lanes (solvers/lanes.py), in which it waits for no other. The host calls
-the loops for a bounded number of iterations at a time: room for a progress bar, for saving what is finished,
-and for giving the devices their next ids (solvers/queues.py). While they work on a call, what they finished
-in the one before travels to the host. Where those bounds fall changes nothing in any sample, and neither does
+A lane whose sample is finished starts the next sample at once, inside the compiled loop. The cost therefore
+follows the mean number of evaluations, not the slowest sample of each batch. Every device runs its own loop
+over its share of the lanes (solvers/lanes.py) and waits for no other device. The host calls the loops for a
+bounded number of iterations at a time. Between two calls it updates the progress bar, hands over finished
+samples, and gives the devices their next ids (solvers/queues.py). The finished samples of one call travel to
+the host while the devices work on the next. The end of a call changes nothing in any sample, and neither does
 the device that draws it.
 
-The driver alone owns the cap on evaluations, the policy for non-finite values, the final denoising, and the
+The driver alone enforces the cap on evaluations, handles non-finite values, does the final denoising, and
 counts.
 """
 
@@ -33,33 +33,46 @@ from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require, require_count, require_shared
 from solvers.device_memory import Devices, out_of_memory_explained
 from solvers.interface import Solver, Status
-from solvers.lanes import AXIS, OWN, SHARED, VECTOR, Finished, idle_lanes, run
+from solvers.lanes import (
+    AXIS,
+    OWN,
+    SHARED,
+    VECTOR,
+    Counts,
+    Finished,
+    Lanes,
+    Problem,
+    Program,
+    Queue,
+    idle_lanes,
+    run,
+)
 from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
 
-SECONDS_PER_CALL = 0.5  # how long the compiled loop runs before the host looks in
+SECONDS_PER_CALL = 0.5  # aim for the length of a call of the compiled loop
 MAX_EVALUATIONS = 100_000
-# Ids that a device is given for each of its lanes. No call is longer than the mean sample, so that a device
-# comes back before it runs out, unless many samples take less than half as long as the mean one.
+# Ids that a device is given for each of its lanes. No call is longer than the mean sample, so a device
+# returns before it runs out of ids, unless many samples take less than half as long as the mean.
 IDS_PER_LANE = 2
-# The shortest calls, in parts of the mean sample: while the last ids are dealt, what one device has no lane
-# for yet may be what another is idle for.
+# The shortest calls, as a fraction of the mean sample. They are needed while the last ids are dealt: an id
+# that waits for a lane on one device may find an idle lane on another.
 LAST_CALLS = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solution:
-    """Finished samples and what they cost.
+    """Finished samples and their cost.
 
     Attributes:
-        x: the samples, in data units, shape [n, ...]; or what ``stream``'s ``output`` made of them.
-        sample_ids: which samples they are, [n].
+        x: the samples, in data units, shape [n, ...]; or the result of ``stream``'s ``output`` on them.
+        sample_ids: the id of each sample, [n].
         nfe: network evaluations of each sample, the denoising included, [n].
         accepted, rejected: steps of each sample, [n].
         status: a ``Status`` for each sample, [n]; anything but COMPLETED is a failure.
         device_calls: batched evaluations of the score function on each device, [devices].
-        lane_evaluations: lanes × calls; ``nfe`` sums to this where no lane was ever idle.
-        seconds_compile, seconds_sampling: wall time of each part. What the caller does with the samples of a
-            stream goes on beside the sampling, in the same seconds.
+        lane_evaluations: lanes × calls; equal to the sum of ``nfe`` if no lane was ever idle.
+        seconds_compile, seconds_sampling: wall time of each part. The time that the caller of ``stream``
+            spends on samples overlaps with the sampling and is included.
     """
 
     x: np.ndarray
@@ -75,17 +88,17 @@ class Solution:
 
     @property
     def network_calls(self) -> int:
-        """Batched evaluations of the score function, on all devices together."""
+        """Batched evaluations of the score function, summed over the devices."""
         return int(np.sum(self.device_calls))
 
     @property
     def failed(self) -> int:
-        """How many samples did not complete."""
+        """Number of samples that did not complete."""
         return int(np.sum(self.status != Status.COMPLETED))
 
     @property
     def lane_utilization(self) -> float:
-        """Useful evaluations over lanes × iterations."""
+        """Useful evaluations over lanes × calls."""
         return float(np.sum(self.nfe)) / max(self.lane_evaluations, 1)
 
 
@@ -105,31 +118,46 @@ def sample(
     devices: Devices | None = None,
     progress: bool = False,
 ) -> Solution:
-    """Draws samples; the same ids and key give the same ones, whatever the batch size, devices and order.
+    """Draws samples, which depend on the key and their ids alone, not on batch size, devices or order.
 
     Args:
         score_fn: (x [b, ...], t [b]) -> score [b, ...], forward time t in [eps, T]. A
-            ``jax.tree_util.Partial`` keeps weights as arguments of the compiled loop; anything else
-            callable is compiled as it stands.
+            ``jax.tree_util.Partial`` passes its weights to the compiled loop as arguments; any other callable
+            is compiled as it stands.
         sde: the process that the score belongs to.
-        solver: how to go from T to eps.
+        solver: the method that takes a sample from T to eps.
         key: root of all randomness.
         shape: of one sample.
-        num_samples: how many, with ids 0 to num_samples − 1.
-        sample_ids: which, instead of ``num_samples``; unsigned 32-bit.
-        batch_size: lanes of all devices together, who share them evenly; fewer where there are fewer samples.
-        denoise: end with one Tweedie step, one more evaluation.
-        max_evaluations: a sample that needs more ends with ``Status.MAX_EVALUATIONS``.
+        num_samples: how many to draw, with the ids 0 to num_samples − 1.
+        sample_ids: the ids to draw, instead of ``num_samples``; unsigned 32-bit.
+        batch_size: lanes of all devices together, shared evenly; fewer are used if there are fewer samples.
+        denoise: end with one Tweedie step, which takes one more evaluation.
+        max_evaluations: a sample that needs more stops with ``Status.MAX_EVALUATIONS``.
         dtype: of the solver's state.
-        devices: that share the lanes; None for all of this process.
-        progress: show a bar.
+        devices: the devices that share the lanes; None for all devices of this process.
+        progress: show a progress bar.
 
     Returns:
         The solution, in the order of the ids asked for.
 
     Raises:
-        ValueError: for counts below one, a batch size that the devices cannot share or that does not fit into
-            their memory, or a score function that does not keep the batch's shape.
+        ValueError: for a count below one, a batch size that the devices cannot share or that does not fit in
+            their memory, or a score function that does not keep the shape of the batch.
+
+    Example:
+        >>> import jax, sde_lib, solvers
+        >>> sde = sde_lib.VPSDE()
+        >>> def score_fn(x, t):  # of data that are 0.5 in every pixel
+        ...     alpha, sigma = (part[:, None, None] for part in jax.vmap(sde.marginal)(t))
+        ...     return (0.5 * alpha - x) / sigma**2
+        >>> solver = solvers.AdaptiveExponential()
+        >>> solution = solvers.sample(
+        ...     score_fn, sde, solver, key=jax.random.key(0), shape=(4, 4), num_samples=8
+        ... )
+        >>> solution.x.shape, solution.failed
+        ((8, 4, 4), 0)
+        >>> print(solution.x.mean().round(2))
+        0.5
     """
     ids = ids_asked_for(num_samples, sample_ids)
     devices = _all_unless_named(devices)
@@ -193,18 +221,36 @@ def stream(
 ) -> Iterator[Solution]:
     """Yields samples as they finish, in no fixed order; memory stays flat for any number of them.
 
-    As ``sample``, with exactly ``lanes`` lanes, so that a network's kernels, which can differ by batch shape,
-    are the same ones however many ids are left: a run that was cut short and goes on ends with the same bits.
+    The number of lanes is exactly ``lanes``, however many ids are left. The kernels of a network can differ
+    with the batch shape, so a run that is interrupted and resumed gives the same bits only with the same
+    number of lanes.
 
     Args:
-        sample_ids: all ids at once; or an iterable of arrays of them (a generator, for example), of which the
-            next is taken only when the devices are about to need it. Where that ends, the stream does.
+        sample_ids: all ids at once; or an iterable of arrays of ids (a generator, for example), of which the
+            next is taken only when the devices are about to need it. The stream ends with the iterable.
         lanes: of all devices together.
-        total: how many samples to expect, for the progress bar alone; None for as many as there are ids,
-            where they are given at once.
-        output: applied on the devices to finished samples x [n, ...], before they leave; what it makes of
-            them, [n, ...], is ``Solution.x``. It is compiled in: give the same function object each time.
+        total: the number of samples to expect, for the progress bar only; None for the number of ids, where
+            they are given at once.
+        output: applied on the devices to finished samples x [n, ...]; the result, [n, ...], is
+            ``Solution.x``. It is compiled into the loop: pass the same function object each time.
         score_fn, sde, solver, key, shape, denoise, max_evaluations, dtype, devices, progress: see ``sample``.
+
+    Yields:
+        The samples that finished in one call of the compiled loop, possibly none.
+
+    Raises:
+        ValueError: as ``sample``, and for lanes that the devices cannot share, or an output that does not
+            keep one row per sample.
+
+    Example:
+        >>> import jax, sde_lib, solvers
+        >>> score_fn = lambda x, t: -x  # of standard normal data
+        >>> parts = solvers.stream(
+        ...     score_fn, sde_lib.VPSDE(), solvers.EulerMaruyama(num_steps=10),
+        ...     key=jax.random.key(0), shape=(2,), sample_ids=range(100), lanes=16,
+        ... )
+        >>> sum(len(part.x) for part in parts)
+        100
     """
     require_count(lanes=lanes, max_evaluations=max_evaluations)
     devices = _all_unless_named(devices)
@@ -214,82 +260,94 @@ def stream(
     if total is None and isinstance(sample_ids, Sequence | np.ndarray):
         total = len(sample_ids)
     shape = tuple(shape)
-    if not isinstance(score_fn, jax.tree_util.Partial):
-        score_fn = jax.tree_util.Partial(score_fn)
-    check_score_shape(score_fn, per_device, shape, dtype)
+    score_fn = checked_score_fn(score_fn, per_device, shape, dtype)
     _check_output(output, shape, dtype)
     if queues.done:
         return
 
-    mesh = Mesh(np.array(devices), (AXIS,))
-    everywhere, own = NamedSharding(mesh, SHARED), NamedSharding(mesh, OWN)
     sde, solver = as_arrays((sde, solver), dtype)
-    problem = jax.device_put((score_fn, sde, solver, key), everywhere)
-    blank = functools.partial(idle_lanes, *problem[1:], shape=shape, dtype=dtype, mesh=mesh)
-    cap = np.int32(max_evaluations)
+    mesh = Mesh(np.array(devices), (AXIS,))
+    cap = jnp.int32(max_evaluations)
+    problem = Problem(score_fn=score_fn, sde=sde, solver=solver, key=key, max_evaluations=cap)
+    problem = jax.device_put(problem, NamedSharding(mesh, SHARED))
+    shared = problem.sde, problem.solver, problem.key
+    idle = functools.partial(idle_lanes, *shared, shape=shape, dtype=dtype, mesh=mesh)
 
     def compiled(lanes: int) -> jax.stages.Compiled:
-        size = lanes // len(devices)
-        work = jax.eval_shape(functools.partial(blank, lanes=size))
-        ids = jax.ShapeDtypeStruct((IDS_PER_LANE * lanes,), np.uint32)
-        lengths = jax.ShapeDtypeStruct((len(devices),), np.int32)
-        work, ids, lengths = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), (work, ids, lengths)
-        )
-        static = {"lanes": size, "denoising": denoise, "output": output, "mesh": mesh}
-        return run.lower(*problem, work, ids, lengths, np.bool_(True), cap, cap, **static).compile()
+        program = Program(lanes=lanes // len(devices), denoising=denoise, output=output, mesh=mesh)
+        return _compile_loop(problem, program, jax.eval_shape(functools.partial(idle, lanes=program.lanes)))
 
     bar = tqdm(total=total, unit="sample", disable=not progress, desc="sampling")
     with bar, out_of_memory_explained(lanes, devices, compiled):
+        start = time.perf_counter()
+        loop, work = compiled(lanes), idle(lanes=per_device)
         since = time.perf_counter()
-        loop = compiled(lanes)
-        work = blank(lanes=per_device)
-        seconds_compile = time.perf_counter() - since
-        since += seconds_compile
-
-        def solution(finished: Finished, counts: Any) -> Solution:
-            """What the devices finished in a call; waits until it is on the host."""
-            nonlocal since, seconds_compile
-            arrays = {
-                name: _joined(array, counts.finished)
-                for name, array in vars(jax.device_get(finished)).items()
-            }
+        seconds_compile = since - start
+        call = functools.partial(loop, problem)
+        for finished, counts in _calls(call, work, queues, NamedSharding(mesh, OWN), bar):
+            arrays = _on_host(finished, counts)
             now = time.perf_counter()
-            part = Solution(
+            yield Solution(
                 **arrays,
-                device_calls=counts.iterations,
+                device_calls=np.asarray(counts.iterations),
                 lane_evaluations=per_device * int(counts.iterations.sum()),
                 seconds_compile=seconds_compile,
                 seconds_sampling=now - since,
             )
             since, seconds_compile = now, 0.0
-            return part
 
-        pace = _Pace()
-        call = None  # the last one, its samples still on the devices
-        while not queues.done:
-            dealt = queues.deal()
-            ids, lengths = jax.device_put((dealt.ids.ravel(), dealt.lengths.astype(np.int32)), own)
-            iterations = pace.iterations(dealt.shortest)
-            start = time.perf_counter()
-            work, finished, counts = loop(
-                *problem, work, ids, lengths, np.bool_(dealt.more), np.int32(iterations), cap
-            )
-            if call is not None:
-                yield solution(*call)  # while the devices work
-            idle = counts.iterations.is_ready()
-            counts: Any = jax.device_get(counts)
-            pace.learn(counts, seconds=time.perf_counter() - start, idle=idle)
-            queues.take_back(started=counts.handed_out, finished=counts.finished)
-            call = finished, counts
-            bar.n = round(pace.finished + float(counts.under_way.sum()), 1)
-            bar.set_postfix_str(pace.summary)
-        if call is not None:
-            yield solution(*call)
+
+def _compile_loop(problem: Problem, program: Program, work: Lanes) -> jax.stages.Compiled:
+    """``run`` for lanes of these shapes."""
+    devices = program.mesh.size
+    queue = Queue(
+        ids=np.zeros(IDS_PER_LANE * program.lanes * devices, np.uint32),
+        length=np.zeros(devices, np.int32),
+        more=np.zeros(devices, bool),
+    )
+    own = NamedSharding(program.mesh, OWN)
+    work, queue = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own), (work, queue)
+    )
+    return run.lower(problem, work, queue, np.int32(0), program=program).compile()
+
+
+def _calls(
+    loop: Callable[[Lanes, Queue, np.int32], tuple[Lanes, Finished, Counts]],
+    work: Lanes,
+    queues: Queues,
+    own: NamedSharding,
+    bar: tqdm,
+) -> Iterator[tuple[Finished, Counts]]:
+    """Calls the loop until all samples are finished.
+
+    Yields the result of a call when the next one has started, so that the caller fetches the finished
+    samples, which are still on the devices, while these work.
+    """
+    pace = _Pace()
+    last = None
+    while not queues.done:
+        dealt = queues.deal()
+        more = np.full(len(dealt.lengths), dealt.more)
+        queue = Queue(ids=dealt.ids.ravel(), length=dealt.lengths.astype(np.int32), more=more)
+        iterations = np.int32(pace.iterations(dealt.shortest))
+        start = time.perf_counter()
+        work, finished, counts = loop(work, jax.device_put(queue, own), iterations)
+        if last is not None:
+            yield last
+        idle = counts.iterations.is_ready()
+        counts: Any = jax.device_get(counts)
+        pace.learn(counts, seconds=time.perf_counter() - start, idle=idle)
+        queues.take_back(started=counts.handed_out, finished=counts.finished)
+        last = finished, counts
+        bar.n = round(pace.finished + float(counts.under_way.sum()), 1)
+        bar.set_postfix_str(pace.summary)
+    if last is not None:
+        yield last
 
 
 class _Pace:
-    """How many iterations the loops may take in a call."""
+    """Decides how many iterations the loops may run in a call."""
 
     def __init__(self) -> None:
         self.finished = 0
@@ -299,46 +357,66 @@ class _Pace:
 
     @property
     def summary(self) -> str:
-        """For the progress bar."""
+        """Text for the progress bar."""
         if self.finished == 0:
             return "first samples under way"
         return f"mean NFE {self._evaluations / self.finished:.1f}"
 
     def iterations(self, shortest: float) -> int:
-        """For the next call, in which the shortest queue is full to this share."""
+        """The limit of the next call, when the shortest queue is filled to this fraction."""
         if self.finished == 0:
-            # twice as long as the samples have taken already: a lane cannot end two of them in this call
+            # no longer than all calls so far: a lane cannot finish two samples in this call
             longest = self._so_far
         else:
             longest = self._evaluations / self.finished * max(shortest, LAST_CALLS)
         return max(1, int(min(self._aimed, longest)))
 
     def learn(self, counts: Any, *, seconds: float, idle: bool) -> None:
-        """What the last call did, how long it seemed to take, and whether it was over before the host was."""
+        """Takes in the counts of the last call, its duration, and whether the devices waited for the host."""
         ran = int(counts.iterations.max())
         self.finished += int(counts.finished.sum())
         self._evaluations += int(counts.evaluations.sum())
         self._so_far += ran
-        # aim at a fixed time a call, growing at most fourfold, so that one quick call does not mislead; at
-        # more where the devices waited for a caller who takes longer than that with the samples of a call
+        # Aim for a fixed time per call. Grow at most fourfold, so that a single quick call does not mislead.
+        # Aim for more if the devices waited, because the caller took longer than a call with its samples.
         fits = ran * SECONDS_PER_CALL / seconds
         self._aimed = max(1, int(min(max(fits, 2 * ran) if idle else fits, 4 * ran)))
 
 
+def _on_host(finished: Finished, counts: Counts) -> dict[str, np.ndarray]:
+    """The finished samples of all devices, one device after the other; waits for the transfer."""
+    return {name: _joined(array, counts.finished) for name, array in vars(jax.device_get(finished)).items()}
+
+
 def _joined(array: Any, lengths: Any) -> np.ndarray:
-    """The first so many rows of every device's share of an array, one behind the other."""
+    """The first ``lengths[i]`` rows of device i's share of an array, for all i, concatenated."""
     shares = array.reshape(len(lengths), -1, *array.shape[1:])
-    # cut here and copied: a slice on the device would be compiled for every count
+    # cut and copied on the host: on the device, a slice would be compiled for every length
     return np.concatenate([share[:length] for share, length in zip(shares, lengths, strict=True)])
 
 
 def _all_unless_named(devices: Devices | None) -> Devices:
     devices = jax.local_devices() if devices is None else devices
-    require(len(devices) > 0, "devices", devices, "at least one of jax.devices()", "leave it out for all")
+    require(
+        len(devices) > 0,
+        "devices",
+        devices,
+        "a list of at least one of jax.devices()",
+        "leave it out to use all devices",
+    )
     return devices
 
 
-def check_score_shape(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtype: Any) -> None:
+def checked_score_fn(
+    score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtype: Any
+) -> jax.tree_util.Partial:
+    """The score function as a pytree.
+
+    Raises:
+        ValueError: unless it keeps the shape of a batch of this many samples.
+    """
+    if not isinstance(score_fn, jax.tree_util.Partial):
+        score_fn = jax.tree_util.Partial(score_fn)
     x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
     score = jax.eval_shape(score_fn, x, t)
     require(
@@ -348,6 +426,7 @@ def check_score_shape(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dty
         f"one array of x's shape {x.shape}",
         "return one score for every element of x; t has shape [batch]",
     )
+    return score_fn
 
 
 def _check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:
@@ -363,7 +442,7 @@ def _check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtyp
 
 
 def as_arrays(settings: Any, dtype: Any) -> Any:
-    """Numbers of a pytree as arrays, so that another value, given as another type, does not recompile."""
+    """The numbers of a pytree as arrays, so that a number of another value or type does not recompile."""
     return jax.tree.map(functools.partial(_setting, dtype), settings)
 
 

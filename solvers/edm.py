@@ -1,7 +1,7 @@
 """The samplers of "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv 2206.00364).
 
-Algorithms 1 and 2, for any process, in the variables x̂ = x/α and σ̂ = σ/α, in which every process is theirs
-with s(t) = 1. With the denoiser D = (x + σ² s)/α of Tweedie's formula, the slope of x̂ along σ̂ is
+Algorithms 1 and 2, for any process, in the variables x̂ = x/α and σ̂ = σ/α, in which every process is that of
+the paper with s(t) = 1. With the denoiser D = (x + σ² s)/α of Tweedie's formula, the slope of x̂ along σ̂ is
 
     d = (x̂ − D)/σ̂ = −σ s(x, t)
 
@@ -13,14 +13,14 @@ and one step from σ̂ to the σ̂' of the next time on the grid is
     3.  d' = −σ' s(x', t');                x̂' = x̂ + (σ̂' − σ̂) (d + d')/2       Heun
 
 Departures from the paper:
-- The grid ends at eps, where σ̂ is above zero, and step 3 is done on every step. The paper's last step goes on
-  to σ̂ = 0 by Euler alone, x̂ − σ̂ d = D: that is the driver's denoising, one evaluation and the same value. So
-  num_steps here is the paper's N − 1, and the evaluations are its 2N − 1, the denoising included.
-- S_churn is shared among these num_steps steps, and the denoising is not churned: noise that is added to be
-  taken out at once by a single Euler step only adds that step's error.
-- Step 1 raises the noise no further than to that at T, where the sampling began: the network was never
-  trained beyond. The noise that is added is what that leaves, so that x̂ and σ̂ still belong together. It
-  concerns the first step, which goes without churn, and the few behind it whose σ̂ + γσ̂ would pass T's.
+- The grid ends at eps, where σ̂ is above zero, and every step includes 3. The paper's last step continues to
+  σ̂ = 0 by Euler alone, x̂ − σ̂ d = D: that is the driver's denoising, with one evaluation and the same value.
+  So num_steps is the paper's N − 1, and there are 2N − 1 evaluations as in the paper, the denoising included.
+- S_churn is divided among these num_steps steps, and the denoising is not churned. Noise that a single Euler
+  step removes at once would only add the error of that step.
+- Step 1 raises the noise at most to its level at T, where sampling starts, since the network was not trained
+  beyond. The noise added is reduced accordingly, so that x̂ and σ̂ stay consistent. This affects the first
+  step, which has no churn, and the few after it whose σ̂ + γσ̂ would exceed σ̂ at T.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ from sde_lib import SDE
 from sde_lib.checks import is_known, require, require_count, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
+from solvers.fixed_steps import status_after
 from solvers.grids import Grid, Rho, grid_time
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 
-MAX_GAMMA = math.sqrt(2) - 1  # never more new noise than there is
+MAX_GAMMA = math.sqrt(2) - 1  # the new noise never exceeds what is there already
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeunState:
-    """Of both samplers; x and t as step 1 left them, that is at a time above the grid's where it churned."""
+    """The state of both samplers; x and t are those after step 1, above the grid's time if it churned."""
 
     x: Sample
     t: Time
     key: PRNGKeyArray
-    # The stage under way. First: the score at (x, t) is wanted. Second: that at (x_proposed, t_proposed),
-    # where Euler's step with the slope d led.
+    # The current stage. First: the score at (x, t) is needed. Second: the score at (x_proposed, t_proposed)
+    # is needed, the end of Euler's step with the slope d.
     second_stage: Flag
     slope: Sample
     x_proposed: Sample
@@ -66,15 +67,20 @@ class HeunState:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun:
-    """Algorithm 1, the probability-flow ODE by Heun's method; two evaluations a step, order 2.
+    """Algorithm 1, Heun's method on the probability-flow ODE: two evaluations a step, order 2.
 
     Attributes:
-        num_steps: how many, the paper's N − 1; another number does not recompile. 17 are its 35
-            evaluations on CIFAR-10.
-        grid: where they end; the paper's rho of 7 there.
+        num_steps: number of steps, the paper's N − 1; another number does not recompile. 17 steps are the
+            paper's 35 evaluations on CIFAR-10.
+        grid: times at which the steps end; with a rho of 7 in the paper.
 
     Raises:
-        ValueError: for fewer than one step, or not a whole number.
+        ValueError: for a number of steps that is not a whole number of at least one.
+
+    Example:
+        >>> from solvers import Heun
+        >>> Heun(num_steps=9)
+        Heun(num_steps=9, grid=Rho(rho=7.0))
     """
 
     num_steps: int | Count = 17
@@ -99,20 +105,25 @@ class Heun:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDM:
-    """Algorithm 2: every step first adds noise ("churn"), then goes on as ``Heun``; without churn it is Heun.
+    """Algorithm 2: every step adds noise ("churn") and then proceeds as ``Heun``; without churn, it is Heun.
 
     Attributes:
-        num_steps: how many, the paper's N − 1; another number does not recompile.
-        grid: where they end; the paper's rho of 7 there.
-        churn: S_churn, the noise added over all steps, as a sum of relative rises of σ̂; in CIFAR-10's tuned
-            settings (table 5 there) 30 for VP and 80 for VE.
-        churn_min, churn_max: S_tmin and S_tmax, the σ̂ = σ/α between which it is added, both included; 0.01
-            and 1 for VP, 0.05 and 1 for VE in that table.
-        churn_noise: S_noise, the standard deviation of the new noise over what is right; 1.007 in that table,
-            against the contrast that networks lose.
+        num_steps: number of steps, the paper's N − 1; another number does not recompile.
+        grid: times at which the steps end; with a rho of 7 in the paper.
+        churn: S_churn, the noise added over all steps, as a sum of relative increases of σ̂; tuned for
+            CIFAR-10 (table 5 of the paper) to 30 for VP and 80 for VE.
+        churn_min, churn_max: S_tmin and S_tmax, the bounds, included, on the σ̂ = σ/α at which noise is added;
+            0.01 and 1 for VP, 0.05 and 1 for VE in that table.
+        churn_noise: S_noise, the standard deviation of the new noise relative to the correct one; 1.007 in
+            that table, to offset the contrast that networks lose.
 
     Raises:
-        ValueError: naming the setting, its value, what was allowed and the fix.
+        ValueError: for a number out of range.
+
+    Example:
+        >>> from solvers import EDM
+        >>> EDM(churn=30.0, churn_min=0.01, churn_max=1.0, churn_noise=1.007).num_steps
+        17
     """
 
     num_steps: int | Count = 17
@@ -129,7 +140,8 @@ class EDM:
             require_count(num_steps=self.num_steps)
         if is_known(self.churn):
             finite = 0 <= self.churn < math.inf
-            require(finite, "churn", self.churn, "a number >= 0", "set churn to 0 for no noise, or above")
+            fix = "set churn to 0 for no added noise, or above zero"
+            require(finite, "churn", self.churn, "a finite number >= 0", fix)
         if is_known(self.churn_min, self.churn_max):
             require(
                 0 <= self.churn_min <= self.churn_max,
@@ -141,7 +153,7 @@ class EDM:
         require_positive(churn_noise=self.churn_noise)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> HeunState:
-        # no churn: the first step begins at T
+        # no churn: the first step starts at T
         return _begin(sde, key, shape, dtype)
 
     def ask(self, state: HeunState) -> tuple[Sample, Time]:
@@ -163,7 +175,7 @@ class EDM:
         return jnp.where(inside, jnp.minimum(self.churn / self.num_steps, MAX_GAMMA), 0.0)
 
     def _churned(self, sde: SDE, state: HeunState, gamma: Time) -> tuple[Sample, Time]:
-        """Step 1: (x, t) with the noise raised to σ̂ + γσ̂, or to T's."""
+        """Step 1: (x, t) with the noise raised to σ̂ + γσ̂, or to its level at T."""
         x, t = state.x, state.t
         t_raised = jnp.clip(sde.inverse_log_snr(sde.log_snr(t) - jnp.log1p(gamma)), t, sde.T).astype(t.dtype)
         (alpha, sigma_hat), (alpha_raised, sigma_hat_raised) = _scaled(sde, t), _scaled(sde, t_raised)
@@ -195,7 +207,7 @@ def _ask(state: HeunState) -> tuple[Sample, Time]:
 
 
 def _heun_stage(sde: SDE, grid: Grid, num_steps: int | Count, state: HeunState, score: Sample) -> HeunState:
-    """Step 2 or step 3 with the score that it asked for."""
+    """Step 2 or step 3, with the score it asked for."""
     x, t, second = state.x, state.t, state.second_stage
     t_next = grid_time(grid, sde, state.accepted + 1, num_steps, t.dtype)
     (alpha, sigma_hat), (alpha_next, sigma_hat_next) = _scaled(sde, t), _scaled(sde, t_next)
@@ -213,7 +225,7 @@ def _heun_stage(sde: SDE, grid: Grid, num_steps: int | Count, state: HeunState, 
         slope=slope,
         x_proposed=x_next,
         t_proposed=t_next,
-        status=jnp.where(accepted >= num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+        status=status_after(accepted, num_steps),
         accepted=accepted,
     )
 

@@ -20,14 +20,19 @@ from solvers.noise import standard_normal
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EulerMaruyama:
-    """One evaluation a step.
+    """Euler–Maruyama on the reverse SDE: one evaluation a step.
 
     Attributes:
-        num_steps: how many; another number does not recompile.
-        grid: where they end; uniform in t there.
+        num_steps: number of steps; another number does not recompile.
+        grid: times at which the steps end; uniform in t in the paper.
 
     Raises:
-        ValueError: for fewer than one step, or not a whole number.
+        ValueError: for a number of steps that is not a whole number of at least one.
+
+    Example:
+        >>> from solvers import EulerMaruyama
+        >>> EulerMaruyama(num_steps=250)
+        EulerMaruyama(num_steps=250, grid=UniformTime())
     """
 
     num_steps: int | Count = 1000

@@ -1,13 +1,13 @@
-"""What the exponential multistep solvers share: integrals of the polynomial through the latest predictions.
+"""Shared by the exponential multistep solvers: integrals of the polynomial through the latest predictions.
 
-In lambda = log(alpha/sigma) the probability flow from lambda_n over the step h is, with the denoised
-prediction D (Lu et al., arXiv 2211.01095, proposition 4.1),
+In λ = log(alpha/sigma), with the denoised prediction D, a step h of the probability flow from λ_n is
+(Lu et al., arXiv 2211.01095, proposition 4.1)
 
     x' = (σ'/σ) x + α' ∫₀¹ h e^(−h(1−s)) D(λ_n + s h) ds
 
-A multistep solver of order p puts the polynomial through the latest p predictions in the place of D. Here it
-is in Newton's form: a divided difference that is not known yet counts as zero, which is the lower order of
-the first steps.
+A multistep solver of order p replaces D by the polynomial through the latest p predictions. Here it is in
+Newton's form. A divided difference that is not known yet counts as zero, which gives the first steps their
+lower order.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from solvers.interface import Count, Sample, Time
 
 Number = Float[Array, ""]
 
-# From here down to the third moment, rounding and what is left out of the first both shrink by h^13 3!/16!,
-# which for h < 1 is below float64's resolution.
+# The recursion starts here with an approximation. On the way down to the third moment, its error and rounding
+# both shrink by h^13 3!/16!, which for h < 1 is below the resolution of float64.
 BACKWARD_FROM = 16
 
-FEW_STEPS = 10  # up to so many, the last steps look back less
+FEW_STEPS = 10  # in runs of up to this many steps, the last steps use fewer predictions
 
 
 def require_history(order: int, num_steps: int | Count) -> None:
-    """Raises ValueError for fewer steps than the order has predictions, where the number is known."""
+    """Raises ValueError for fewer steps than ``order``, unless JAX traces the number."""
     if not is_known(num_steps):
         return
     require_count(num_steps=num_steps)
-    allowed = f"at least {order} steps, as many as a step of order {order} looks back on"
-    require(num_steps >= order, "num_steps", num_steps, allowed, "take more steps or a lower order")
+    allowed = f"at least {order} for a solver of order {order}"
+    require(num_steps >= order, "num_steps", num_steps, allowed, "take more steps or a solver of lower order")
 
 
 def steps_back(step: Count, num_steps: int | Count) -> Count:
-    """How many predictions before the newest a step may use: those there are, fewer at the end of short runs.
+    """The number of predictions before the newest that a step may use.
 
-    Up to ten steps the last looks back on none and the one before it on one, as the published code of
-    DPM-Solver++ does below ten: its long steps extrapolate too far where the noise ends. On a mixture around
-    real images (VP, mean log-likelihood of the samples, 50 for true ones) that took 3M from −121 to 5 with 5
-    steps and from 35 to 48 with ten, and UniPC-3 from 29 to 45 with ten; with fifteen it cost 2.
+    These are all there are, but fewer at the end of short runs. In a run of up to ten steps, the last step
+    uses none and the one before it one, as in the published code of DPM-Solver++ for fewer than ten steps:
+    the long steps of such a run extrapolate too far where the noise ends. On a mixture around real images
+    (VP, mean log-likelihood of the samples, 50 for true samples), this raised 3M from −121 to 5 with 5 steps
+    and from 35 to 48 with ten, and UniPC-3 from 29 to 45 with ten; with fifteen steps it cost 2.
     """
     return jnp.where(num_steps <= FEW_STEPS, jnp.minimum(step, num_steps - 1 - step), step)
 
@@ -56,26 +57,27 @@ def steps_back(step: Count, num_steps: int | Count) -> Count:
 def latest_times(
     grid: Grid, sde: SDE, step: Count, num_steps: int | Count, count: int, dtype: Any
 ) -> tuple[Time, list[Time]]:
-    """The time that the step ends at, and those of its latest ``count`` predictions, the newest first.
+    """The time at the end of a step, and the times of its latest ``count`` predictions, newest first.
 
-    Before the first step they repeat T.
+    Times before the first step are T.
     """
     ends, *begins = (grid_time(grid, sde, step + 1 - back, num_steps, dtype) for back in range(count + 1))
     return ends, begins
 
 
 def log_snr_steps(sde: SDE, ends: Time, begins: Sequence[Time]) -> tuple[Number, list[Number]]:
-    """The step h in log-SNR from ``begins[0]`` to ``ends``, and all ``begins`` from its start on, in h."""
+    """The step h in log-SNR from ``begins[0]`` to ``ends``, and all ``begins`` from its start, over h."""
     start = sde.log_snr(begins[0])
     h = jnp.asarray(sde.log_snr(ends) - start, ends.dtype)
     return h, [jnp.asarray((sde.log_snr(time) - start) / h, ends.dtype) for time in begins]
 
 
 def moments(h: Number, count: int) -> list[Number]:
-    """ψ_k = ∫₀¹ h e^(−h(1−s)) s^k ds for k below ``count`` (4 at most), to rounding at every h > 0.
+    """ψ_k = ∫₀¹ h e^(−h(1−s)) s^k ds for k < ``count`` (4 at most), accurate to rounding for every h > 0.
 
-    By parts, ψ_k = 1 − k ψ_(k−1)/h. Forward this multiplies rounding by k/h, and for short steps no digit is
-    left; backward it multiplies by h/k, and a rough start far up is forgotten.
+    Integration by parts gives ψ_k = 1 − k ψ_(k−1)/h. The forward recursion multiplies rounding errors by k/h,
+    which leaves no digit for short steps. The backward recursion multiplies errors by h/k, so that a rough
+    value at a high k suffices to start it.
     """
     forward = [-jnp.expm1(-h)]
     safe = jnp.maximum(h, 1)
@@ -99,7 +101,7 @@ def newton_moments(nodes: Sequence[Number], powers: Sequence[Number]) -> list[Nu
 
 
 def divided_differences(values: Sequence[Sample], nodes: Sequence[Number], previous: Count) -> list[Sample]:
-    """f[s_0], f[s_0, s_1], …; zero from where more than ``previous`` values before the newest are wanted."""
+    """f[s_0], f[s_0, s_1], …; zero for those that need more than ``previous`` values before the newest."""
     level = list(values)
     differences = [level[0]]
     for k in range(1, len(values)):

@@ -1,4 +1,4 @@
-"""The state of solvers with a fixed number of steps, one evaluation each, that look back on nothing."""
+"""The state of solvers with a fixed number of steps, one evaluation per step and no history."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def first_state(sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any)
 
 
 def stepped(state: FixedStepState, x: Sample, t: Time, num_steps: int | Count) -> FixedStepState:
-    """The state after a step to ``x`` at ``t``; completed after the last."""
+    """The state after a step to ``x`` at ``t``; completed after the last step."""
     done = (state.accepted + 1).astype(jnp.int32)
     return dataclasses.replace(
-        state,
-        x=x.astype(state.x.dtype),
-        t=t,
-        status=jnp.where(done >= num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
-        accepted=done,
+        state, x=x.astype(state.x.dtype), t=t, status=status_after(done, num_steps), accepted=done
     )
+
+
+def status_after(done: Count, num_steps: int | Count) -> Count:
+    """RUNNING until ``num_steps`` steps are done, then COMPLETED."""
+    return jnp.where(done >= num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING))

@@ -1,6 +1,7 @@
-"""Time grids as data: where the fixed-step solvers stop on their way from T to eps.
+"""Time grids of the fixed-step solvers, as data.
 
-A grid places the share i/n of n steps; ``grid_time`` turns a step's number into its time, exact at both ends.
+A grid gives the time at the fraction i/n of n steps. ``grid_time`` turns the number of a step into its time,
+and is exact at both ends.
 """
 
 from __future__ import annotations
@@ -13,24 +14,30 @@ from jaxtyping import Array, Float, Int
 
 from sde_lib import SDE
 from sde_lib.checks import require_positive
+from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
-
-Scalar = float | Float[Array, ""]
 
 
 @runtime_checkable
 class Grid(Protocol):
-    """A frozen dataclass pytree that spreads steps over [eps, T]."""
+    """A frozen dataclass pytree that distributes steps over [eps, T]."""
 
     def time(self, sde: SDE, fraction: Scalar) -> Any:
-        """The time at which this fraction of the steps is done: T at 0, falling to eps at 1."""
+        """The time when this fraction of the steps is done: T at 0, decreasing to eps at 1."""
         ...
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformTime:
-    """Uniform in t (Song et al., arXiv 2011.13456)."""
+    """Uniform in t (Song et al., arXiv 2011.13456).
+
+    Example:
+        >>> from sde_lib import VPSDE
+        >>> from solvers import UniformTime
+        >>> UniformTime().time(VPSDE(), 0.25)
+        0.75025
+    """
 
     def time(self, sde: SDE, fraction: Scalar) -> Any:
         return sde.T - fraction * (sde.T - sde.eps)
@@ -39,7 +46,14 @@ class UniformTime:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformLogSNR:
-    """Uniform in lambda = log(alpha/sigma) (Lu et al., arXiv 2206.00927, section 3)."""
+    """Uniform in lambda = log(alpha/sigma) (Lu et al., arXiv 2206.00927, section 3).
+
+    Example:
+        >>> from sde_lib import VPSDE
+        >>> from solvers import UniformLogSNR
+        >>> print(UniformLogSNR().time(VPSDE(), 0.5).round(3))
+        0.305
+    """
 
     def time(self, sde: SDE, fraction: Scalar) -> Any:
         begin, end = sde.log_snr(sde.T), sde.log_snr(sde.eps)
@@ -52,10 +66,16 @@ class Rho:
     """Uniform in (sigma/alpha)^(1/rho) (Karras et al., arXiv 2206.00364, eq. 5).
 
     Attributes:
-        rho: how closely the steps crowd at low noise; 7 there.
+        rho: the larger it is, the more steps are taken at low noise; 7 in the paper.
 
     Raises:
         ValueError: for a rho that is not above zero.
+
+    Example:
+        >>> from sde_lib import VPSDE
+        >>> from solvers import Rho
+        >>> print(Rho(rho=7.0).time(VPSDE(), 0.5).round(3))
+        0.592
     """
 
     rho: Scalar = 7.0
@@ -71,9 +91,9 @@ class Rho:
 def grid_time(
     grid: Grid, sde: SDE, step: Int[Array, ""], num_steps: int | Int[Array, ""], dtype: Any
 ) -> Float[Array, ""]:
-    """The time after ``step`` of ``num_steps`` steps; T and eps themselves at the ends and beyond.
+    """The time after ``step`` of ``num_steps`` steps; exactly T and eps at the ends and beyond them.
 
-    Made from the step's number, so that rounding does not add up.
+    It is computed from the step's number, so that rounding errors do not accumulate.
     """
     inside = grid.time(sde, jnp.asarray(step, dtype) / num_steps)
     return jnp.where(step <= 0, sde.T, jnp.where(step >= num_steps, sde.eps, inside)).astype(dtype)

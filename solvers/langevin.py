@@ -7,15 +7,15 @@ Algorithms 4 (VE) and 5 (VP), per sample at x on the noise level of time t:
     3.  x ← x + ε g + √(2ε) z
 
 α is 1 for VE. The published code has α = 1 − β_i for VP and sub-VP, with β_i of the discrete chain's step
-from level t to the next one t', which keeps the share α(t)²/α(t')² of a signal's power. That ratio, of the
-continuous process and of the grid at hand, is taken here; it is 1 for VE, so that one formula serves all.
+from level t to the next level t', which keeps the fraction α(t)²/α(t')² of a signal's power. Here α is that
+fraction for the continuous process and the current grid. It is 1 for VE, so that one formula serves all.
 
-Departure: the published code takes the means of ‖z‖ and of ‖g‖ over the batch, which couples its samples.
-Here both belong to the sample alone. The price is a bias, since a step that is longer where the score is
-small stays away from there. On a Gaussian in d numbers, with q = α r² and R the distance from the mean in
-standard deviations, the stationary law has E[1/R²] = 1/((1 + q)(d + 2)) where the Gaussian has 1/(d − 2): the
-variance comes out larger by about (1 + q)(1 + 2/d)². Of this 1 + q is due to any Langevin step of that
-length; the rest, 0.13 % at 32×32×3, to the norms, and it stays as r goes to zero.
+Departure: the published code averages ‖z‖ and ‖g‖ over the batch, which couples its samples. Here both norms
+are those of the sample alone. This adds a bias: steps are longer where the score is small, so that the sample
+leaves such places sooner. On a Gaussian in d dimensions, with q = α r² and R the distance from the mean in
+standard deviations, the stationary distribution has E[1/R²] = 1/((1 + q)(d + 2)) where the Gaussian has
+1/(d − 2). The variance is too large by a factor of about (1 + q)(1 + 2/d)². The factor 1 + q occurs for any
+Langevin step of that length. The rest, 0.13 % at 32×32×3, is due to the norms, and remains as r goes to zero.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from solvers.sums import sum_of_squares
 def langevin_step(
     sde: SDE, x: Sample, t: Time, t_next: Time, score: Sample, z: Sample, snr: Scalar
 ) -> Sample:
-    """One step at the noise level t, ``t_next`` being the level that the grid has after it.
+    """One step at the noise level t; ``t_next`` is the next level of the grid.
 
-    A score of zero has no direction to be scaled: the result is not finite.
+    For a score of zero, which has no direction, the result is not finite.
     """
     # 2. ε = 2 α (r ‖z‖/‖g‖)²
     alpha = (sde.marginal(t)[0] / sde.marginal(t_next)[0]) ** 2
@@ -54,8 +54,8 @@ def langevin_step(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnealedLangevinState:
     x: Sample
-    t: Time  # the noise level that x has settled on
-    level: Time  # and the one that it is being brought to
+    t: Time  # the noise level that x has reached
+    level: Time  # the noise level that the current steps lead to
     key: PRNGKeyArray
     status: Count
     accepted: Count
@@ -65,25 +65,30 @@ class AnnealedLangevinState:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnealedLangevin:
-    """Langevin dynamics alone, at falling noise levels (Song and Ermon, arXiv 1907.05600, algorithm 1).
+    """Langevin dynamics alone, at decreasing noise levels (Song and Ermon, arXiv 1907.05600, algorithm 1).
 
-    The steps are the corrector's of arXiv 2011.13456, as in its experiments without a predictor. The prior
-    is at the level T already: the first level is the grid's first step below T, the last is eps. One
-    evaluation, and one step in the counts, for each Langevin step: num_steps × corrector_steps in all.
+    The steps are those of the corrector of arXiv 2011.13456, as in its experiments without a predictor. The
+    prior is already at the level of T, so the first level is the grid's first step below T. The last level is
+    eps. Each Langevin step takes one evaluation and counts as one step: num_steps × corrector_steps in all.
 
-    The levels must not fall faster than x can follow. On a Gaussian of variance v, a step takes the share
-    4 r² (v/V)(1 − v/V) off a variance V above it, r² at the most, since a larger score makes it shorter.
-    Where corrector_steps × r² is below what a level takes off log v (for VE on a uniform grid
-    2 log(σ_max/σ_min)/num_steps), x falls behind for good, and the samples stay noisy.
+    The levels must not fall faster than x can follow. On a Gaussian of variance v, a step reduces a variance
+    V above v by the fraction 4 r² (v/V)(1 − v/V), at most r², since a larger score makes it shorter. If
+    corrector_steps × r² is below the decrease of log v per level (2 log(σ_max/σ_min)/num_steps for VE on a
+    uniform grid), x never catches up, and the samples stay noisy.
 
     Attributes:
-        num_steps: how many noise levels; another number does not recompile.
-        grid: where they are.
+        num_steps: number of noise levels; another number does not recompile.
+        grid: times of the noise levels.
         snr: r; 0.16 for CIFAR-10 with VE, 0.01 with VP, 0.075 at 256².
         corrector_steps: Langevin steps at each level; another number does not recompile.
 
     Raises:
         ValueError: for counts that are not whole numbers above zero, or an snr that is not above zero.
+
+    Example:
+        >>> from solvers import AnnealedLangevin
+        >>> AnnealedLangevin(num_steps=500)
+        AnnealedLangevin(num_steps=500, grid=UniformTime(), snr=0.16, corrector_steps=1)
     """
 
     num_steps: int | Count = 1000
@@ -117,7 +122,7 @@ class AnnealedLangevin:
     def tell(self, sde: SDE, state: AnnealedLangevinState, score: Sample) -> AnnealedLangevinState:
         done = state.accepted + 1
         number = state.accepted // self.corrector_steps + 1
-        # below the last level the grid stays at eps: α is 1 there
+        # after the last level the grid stays at eps, where α is 1
         level_next = grid_time(self.grid, sde, number + 1, self.num_steps, state.t.dtype)
         # 1. z ~ N(0, I)
         z = standard_normal(state.key, done, state.x.shape, state.x.dtype)

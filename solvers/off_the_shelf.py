@@ -1,10 +1,10 @@
-"""SDE solvers that people trust, from diffrax, on the same reverse SDE: the paper's comparison done again.
+"""Established SDE solvers, from diffrax, on the same reverse SDE: the paper's comparison, repeated.
 
-diffrax (Kidger, arXiv 2202.02435) owns the loop here: a batch runs until its slowest sample has ended, and a
-rejected step costs all of its evaluations again. Each sample has its own step size (PIDController), its own
+Here diffrax (Kidger, arXiv 2202.02435) runs the loop: a batch runs until its slowest sample is finished, and
+a rejected step costs all of its evaluations again. Each sample has its own step size (PIDController), its own
 Brownian path (VirtualBrownianTree) and its own end. The reverse SDE has additive noise, whose size depends on
-time alone, so that Itô and Stratonovich solutions are the same, and so are the steps of EulerHeun and of both
-Milstein methods: those of Euler–Maruyama.
+time alone. Itô and Stratonovich solutions are then the same, and the steps of EulerHeun and of both Milstein
+methods are those of Euler–Maruyama.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from sde_lib import SDE, ScoreFn, reverse_drift
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require, require_choice, require_count, require_positive
 from sde_lib.pytrees import register_dataclass
-from solvers.driver import Solution, as_arrays, check_score_shape
+from solvers.driver import Solution, as_arrays, checked_score_fn
 from solvers.interface import Status
 from solvers.noise import prior_key, sample_key
 from solvers.queues import ids_asked_for
 
-PATH = 1  # index of the key that a sample's Brownian path grows from; its prior has index 0
+PATH = 1  # index of the key for a sample's Brownian path; its prior has index 0
 
-# The path is resolved, and steps are allowed, down to this share of [eps, T]: 160 times below the mean of 100
-# steps. Each halving costs draws of normal numbers in every step.
+# The path is resolved, and steps are allowed, down to this fraction of [eps, T], 160 times below the mean of
+# 100 steps. Each halving adds draws of normal numbers to every step.
 FINEST = 2.0**-14
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One of diffrax's solvers.
+    """A solver of diffrax.
 
     Attributes:
         solver: its class.
-        evaluations: of the drift, in a step.
-        estimates_error: whether it can choose step sizes by itself. Others do so by step doubling
-            (HalfSolver), with three times the evaluations.
+        evaluations: of the drift, per step.
+        estimates_error: whether the solver estimates its own error, to choose step sizes. The others estimate
+            it by step doubling (HalfSolver), with three times the evaluations.
     """
 
     solver: type[diffrax.AbstractSolver]
@@ -55,8 +55,9 @@ class Method:
     estimates_error: bool
 
 
-# Left out: methods for underdamped Langevin equations (ALIGN, QUICSORT, ShOULD), and GeneralShARK, in whose
-# place diffrax recommends ShARK where noise is additive. Euler is ours; adaptive steps it is refused there.
+# Left out: the methods for underdamped Langevin equations (ALIGN, QUICSORT, ShOULD); GeneralShARK, for which
+# diffrax recommends ShARK if the noise is additive; and Euler, which diffrax does not run with adaptive steps
+# and which is Euler–Maruyama in this package.
 METHODS = {
     "euler_heun": Method(diffrax.EulerHeun, 1, estimates_error=False),
     "ito_milstein": Method(diffrax.ItoMilstein, 1, estimates_error=False),
@@ -89,59 +90,64 @@ def sample(
     dtype: Any = jnp.float32,
     progress: bool = False,
 ) -> Solution:
-    """Draws samples with a solver of diffrax; the arguments of ``solvers.sample`` mean what they mean there.
+    """Draws samples with a solver of diffrax, with the arguments of ``solvers.sample``.
 
     Args:
-        score_fn, sde: as for ``solvers.sample``. The score function is mapped over samples, of which it sees
-            each as a batch of one: any that treats the samples of a batch apart gives the same scores.
+        score_fn, sde: as for ``solvers.sample``. The score function is mapped over samples and sees each as a
+            batch of one. The scores are the same if it treats the samples of a batch independently.
         solver_name: a key of ``METHODS``.
-        key, shape, num_samples, sample_ids: which samples.
-        batch_size: samples that run together, until the slowest of them has ended.
-        num_steps: of equal length; or else
-        rtol, atol: relative and absolute tolerance, the latter in data units, of the error of a step as
-            PIDController takes it: the root mean square over the sample of error/(atol + rtol |x|).
+        key, shape, num_samples, sample_ids: as for ``solvers.sample``.
+        batch_size: samples that run together, until the slowest of them is finished.
+        num_steps: number of steps of equal length; if None, the steps follow the tolerances.
+        rtol, atol: relative and absolute tolerance for the error of a step, the latter in data units, as
+            PIDController defines it: for the root mean square over the sample of error/(atol + rtol |x|).
         first_step: with tolerances, the step tried at t = T.
-        max_steps: a sample that needs more, rejected ones included, ends with ``Status.MAX_EVALUATIONS``.
-        denoise: end with one Tweedie step, one more evaluation.
-        dtype, progress: of the state; show a bar.
+        max_steps: a sample that needs more, rejected ones included, stops with ``Status.MAX_EVALUATIONS``.
+        denoise: end with one Tweedie step, which takes one more evaluation.
+        dtype, progress: as for ``solvers.sample``.
 
     Returns:
-        The solution, in the order of the ids asked for. ``nfe`` counts every evaluation made for a sample's
-        own steps, rejected ones included; ``lane_evaluations`` those that its batch made, in
+        The solution, in the order of the ids asked for. ``nfe`` counts every evaluation for a sample's own
+        steps, rejected ones included; ``lane_evaluations`` counts those of the whole batch, in
         ``network_calls`` calls. A sample whose step fell below ``FINEST`` of the interval has
-        ``Status.STEP_TOO_SMALL``; its x, and that of one out of steps, is where it had got to. A sample that
-        met a score that is not finite has ``Status.NON_FINITE`` and, with fixed steps, an x that need not be
-        finite: diffrax keeps none from before.
+        ``Status.STEP_TOO_SMALL``; its x, like that of a sample out of steps, is the last one reached. A
+        sample with a non-finite score has ``Status.NON_FINITE``; with fixed steps its x may be non-finite
+        too, since diffrax keeps no earlier one.
 
     Raises:
-        ValueError: naming the setting, its value, what was allowed and the fix.
+        ValueError: for an unknown solver, a number out of range, or a score function that does not keep the
+            shape of the batch.
+
+    Example:
+        >>> import jax, sde_lib
+        >>> from solvers import off_the_shelf
+        >>> score_fn = lambda x, t: -x  # of standard normal data
+        >>> solution = off_the_shelf.sample(
+        ...     score_fn, sde_lib.VPSDE(), "shark", num_steps=10,
+        ...     key=jax.random.key(0), shape=(2,), num_samples=4,
+        ... )
+        >>> solution.nfe.tolist()  # two evaluations a step, and one for the denoising
+        [21, 21, 21, 21]
     """
     require_choice("solver_name", solver_name, METHODS)
     ids = ids_asked_for(num_samples, sample_ids)
     require_count(batch_size=batch_size, max_steps=max_steps)
-    adaptive = num_steps is None
-    if adaptive:
-        for name, value in {"rtol": rtol, "atol": atol}.items():
-            require(value is not None, name, value, "a number > 0", f"set {name}, or num_steps alone")
-        require_positive(rtol=rtol, atol=atol, first_step=first_step)
-    else:
-        require_count(num_steps=num_steps)
-        for name, value in {"rtol": rtol, "atol": atol}.items():
-            require(value is None, name, value, "None beside num_steps", f"leave out {name} or num_steps")
-    shape = tuple(shape)
-    if not isinstance(score_fn, jax.tree_util.Partial):
-        score_fn = jax.tree_util.Partial(score_fn)
+    sde, steps = as_arrays((sde, _checked_steps(num_steps, rtol, atol, first_step)), dtype)
     lanes = min(batch_size, len(ids))
-    check_score_shape(score_fn, lanes, shape, dtype)
+    program = _Program(
+        method=METHODS[solver_name],
+        adaptive=num_steps is None,
+        max_steps=max_steps,
+        denoising=denoise,
+        shape=tuple(shape),
+        dtype=jnp.dtype(dtype),
+    )
+    score_fn = checked_score_fn(score_fn, lanes, program.shape, dtype)
 
-    steps = _Steps(num_steps=float(num_steps or 0), rtol=rtol or 0.0, atol=atol or 0.0, first=first_step)
-    sde, steps = as_arrays((sde, steps), dtype)
     start = time.perf_counter()
-    padded = np.resize(ids, -(-len(ids) // lanes) * lanes)  # the last batch is filled with ids of the first
+    padded = np.resize(ids, -(-len(ids) // lanes) * lanes)  # the last batch is filled up with the first ids
     batches = [jnp.asarray(batch) for batch in padded.reshape(-1, lanes)]
-    static = {"method": METHODS[solver_name], "adaptive": adaptive, "max_steps": max_steps}
-    static |= {"denoising": denoise, "shape": shape, "dtype": jnp.dtype(dtype)}
-    solve = _solve_batch.lower(score_fn, sde, steps, key, batches[0], **static).compile()
+    solve = _solve_batch.lower(score_fn, sde, steps, key, batches[0], program=program).compile()
     seconds_compile = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -150,18 +156,10 @@ def sample(
         for batch in batches:
             parts.append(jax.device_get(solve(score_fn, sde, steps, key, batch)))
             bar.update(min(lanes, len(ids) - bar.n))
-    calls = sum(int(part["calls"]) for part in parts)
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([part[name] for part in parts])[: len(ids)]
-
+    calls = sum(int(part.pop("calls")) for part in parts)
     return Solution(
-        x=joined("x"),
+        **{name: np.concatenate([part[name] for part in parts])[: len(ids)] for name in parts[0]},
         sample_ids=ids,
-        nfe=joined("nfe"),
-        accepted=joined("accepted"),
-        rejected=joined("rejected"),
-        status=joined("status"),
         device_calls=np.array([calls]),
         lane_evaluations=lanes * calls,
         seconds_compile=seconds_compile,
@@ -172,7 +170,7 @@ def sample(
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Steps:
-    """How to choose steps; another value of any does not recompile."""
+    """The settings of the steps; other values do not recompile."""
 
     num_steps: float | Float[Array, ""]
     rtol: float | Float[Array, ""]
@@ -180,27 +178,52 @@ class _Steps:
     first: float | Float[Array, ""]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("method", "adaptive", "max_steps", "denoising", "shape", "dtype")
-)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Program:
+    """The settings that are compiled in."""
+
+    method: Method
+    adaptive: bool
+    max_steps: int
+    denoising: bool
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def doubles_steps(self) -> bool:
+        return self.adaptive and not self.method.estimates_error
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.method.evaluations * (3 if self.doubles_steps else 1)
+
+
+def _checked_steps(
+    num_steps: int | None, rtol: float | None, atol: float | None, first_step: float
+) -> _Steps:
+    tolerances = {"rtol": rtol, "atol": atol}
+    if num_steps is None:
+        for name, value in tolerances.items():
+            fix = f"set {name}, or num_steps instead of tolerances"
+            require(value is not None, name, value, "a number > 0", fix)
+        require_positive(rtol=rtol, atol=atol, first_step=first_step)
+    else:
+        require_count(num_steps=num_steps)
+        for name, value in tolerances.items():
+            fix = f"leave out {name} or num_steps"
+            require(value is None, name, value, "None when num_steps is given", fix)
+    return _Steps(num_steps=float(num_steps or 0), rtol=rtol or 0.0, atol=atol or 0.0, first=first_step)
+
+
+@functools.partial(jax.jit, static_argnames="program")
 def _solve_batch(
-    score_fn: ScoreFn,
-    sde: SDE,
-    steps: _Steps,
-    key: PRNGKeyArray,
-    ids: Array,
-    *,
-    method: Method,
-    adaptive: bool,
-    max_steps: int,
-    denoising: bool,
-    shape: tuple[int, ...],
-    dtype: Any,
+    score_fn: ScoreFn, sde: SDE, steps: _Steps, key: PRNGKeyArray, ids: Array, *, program: _Program
 ) -> dict[str, Array]:
     """The arrays of a ``Solution`` for one batch, and its number of calls."""
+    shape, dtype = program.shape, program.dtype
     # diffrax's time u runs forward: in units of t with tolerances, in steps where their number is fixed
     interval = sde.T - sde.eps
-    end = interval if adaptive else steps.num_steps
+    end = interval if program.adaptive else steps.num_steps
     rate = interval / end
 
     def time_at(u: Any) -> Any:
@@ -216,21 +239,10 @@ def _solve_batch(
     def diffusion(u: Any, _x: Any, _: Any) -> Any:
         return lineax.IdentityLinearOperator(struct) * (jnp.sqrt(rate) * sde.diffusion(time_at(u)))
 
-    solver: Any = method.solver()
-    evaluations = method.evaluations
-    if adaptive:
-        if not method.estimates_error:
-            solver, evaluations = diffrax.HalfSolver(solver), 3 * evaluations
-        first = jnp.minimum(steps.first, end)
-        finest = FINEST * end
-        # the proportional part is what diffrax advises for SDEs, whose errors jump from step to step
-        controller = diffrax.PIDController(
-            rtol=steps.rtol, atol=steps.atol, pcoeff=0.1, icoeff=0.3, dtmin=finest, force_dtmin=False
-        )
-    else:
-        first = jnp.ones((), dtype)
-        finest = 0.5 * first
-        controller = diffrax.ConstantStepSize()
+    solver: Any = program.method.solver()
+    if program.doubles_steps:
+        solver = diffrax.HalfSolver(solver)
+    controller, first, finest = _control(steps, end, program)
 
     def solve(sample_id: Array) -> Any:
         own = sample_key(key, sample_id)
@@ -251,28 +263,53 @@ def _solve_batch(
             dt0=first,
             y0=sde.prior(prior_key(own), shape, dtype),
             stepsize_controller=controller,
-            max_steps=max_steps,
+            max_steps=program.max_steps,
             throw=False,
         )
 
     solution = jax.vmap(solve)(ids)
+    u, completed = solution.ts[:, -1], solution.result == diffrax.RESULTS.successful
+    # Where a sample got stuck, the cause may lie as far ahead as the last step tried: a fifth of it, the
+    # controller's largest cut, would have been too small.
+    t = jax.vmap(time_at)(jnp.where(completed, u, u + 5 * finest))
+    return _outcome(score_fn, sde, solution, t, program)
+
+
+def _control(
+    steps: _Steps, end: Any, program: _Program
+) -> tuple[diffrax.AbstractStepSizeController, Any, Any]:
+    """The step size controller, the first step and the finest resolution, in diffrax's time."""
+    if not program.adaptive:
+        first = jnp.ones((), program.dtype)
+        return diffrax.ConstantStepSize(), first, 0.5 * first
+    finest = FINEST * end
+    # the proportional part is what diffrax advises for SDEs, whose errors jump from step to step
+    controller = diffrax.PIDController(
+        rtol=steps.rtol, atol=steps.atol, pcoeff=0.1, icoeff=0.3, dtmin=finest, force_dtmin=False
+    )
+    return controller, jnp.minimum(steps.first, end), finest
+
+
+def _outcome(
+    score_fn: ScoreFn, sde: SDE, solution: diffrax.Solution, t: Array, program: _Program
+) -> dict[str, Array]:
+    """The status of each sample, from the score at its end (x, t), the denoised samples, and the counts."""
     completed = solution.result == diffrax.RESULTS.successful
     too_many = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(too_many, Status.MAX_EVALUATIONS, Status.STEP_TOO_SMALL)
     status = jnp.where(completed, Status.COMPLETED, status)
-    x, u = solution.ys[:, -1], solution.ts[:, -1]
-    # where a sample got stuck, the cause may lie as far ahead as the last step tried: a fifth of it, the
-    # controller's largest cut, would have been too small
-    t = jax.vmap(time_at)(jnp.where(completed, u, u + 5 * finest))
-    score = score_fn(x, t).astype(dtype)
+    ys: Any = solution.ys
+    x = ys[:, -1]
+    score = score_fn(x, t).astype(program.dtype)
     pixels = tuple(range(1, x.ndim))
     finite = jnp.isfinite(score).all(pixels) & jnp.isfinite(x).all(pixels)
     status = jnp.where(finite, status, Status.NON_FINITE)
-    nfe = evaluations * solution.stats["num_steps"]
+    nfe = program.evaluations_per_step * solution.stats["num_steps"]
     calls = jnp.max(nfe)
-    if denoising:
-        finished = (status == Status.COMPLETED).reshape(-1, *(1,) * len(shape))
-        x = jnp.where(finished, jax.vmap(tweedie, (None, 0, 0, 0))(sde, x, t, score).astype(dtype), x)
+    if program.denoising:
+        finished = (status == Status.COMPLETED).reshape(-1, *(1,) * len(program.shape))
+        denoised = jax.vmap(tweedie, (None, 0, 0, 0))(sde, x, t, score).astype(program.dtype)
+        x = jnp.where(finished, denoised, x)
         nfe, calls = nfe + (status == Status.COMPLETED), calls + 1
     return {
         "x": x,

@@ -1,12 +1,13 @@
 """Predictors and predictor–corrector sampling (Song et al., arXiv 2011.13456, appendices E, F and G).
 
-Two one-step predictors beside Euler–Maruyama, and the composition of any of the three with Langevin steps.
-A step goes from t to t' < t. Of the exact forward transition x(t) | x(t') ~ N(r x(t'), G² I) they take
+There are two one-step predictors besides Euler–Maruyama, and the combination of any of the three with
+Langevin steps. A step goes from t to t' < t. The predictors take the exact forward transition
+x(t) | x(t') ~ N(r x(t'), G² I) with
 
     r = α(t)/α(t'),    G² = σ(t)² − r² σ(t')² = σ(t)² (1 − e^(2 (λ(t) − λ(t'))))
 
-as one link of the paper's chains has it: G² = σ_{i+1}² − σ_i² for SMLD; r² = 1 − β_i and G² = β_i for DDPM,
-where β_i is β(t)(t − t') to first order but never exceeds 1, however long the step.
+as one link of the paper's chains: G² = σ_{i+1}² − σ_i² for SMLD; r² = 1 − β_i and G² = β_i for DDPM, where
+β_i is β(t)(t − t') to first order but never exceeds 1, however long the step.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from solvers.interface import Count, Sample, Time
 from solvers.langevin import langevin_step
 from solvers.noise import standard_normal
 
-# folded into a sample's key it makes the corrector's; the predictor's draws have their steps' numbers
+# folded into a sample's key, gives the corrector's key; the predictor's draws are numbered by step
 CORRECTOR = 2**32 - 1
 
 
@@ -44,15 +45,20 @@ class ReverseDiffusion:
         VP       f = (r − 1) x,     G² = 1 − r²                (algorithm 3, with β_i = 1 − r²)
         others   f = f(x, t) h,     G² = g(t)² h
 
-    where the others, sub-VP among them, have no discrete chain: that is the SDE's Euler discretization, as
-    published, and the same as Euler–Maruyama.
+    The other processes, such as sub-VP, have no discrete chain. Their formula is the Euler discretization of
+    the SDE, as published, and the same as Euler–Maruyama.
 
     Attributes:
-        num_steps: how many; another number does not recompile.
-        grid: where they end; uniform in t in the paper.
+        num_steps: number of steps; another number does not recompile.
+        grid: times at which the steps end; uniform in t in the paper.
 
     Raises:
-        ValueError: for fewer than one step, or not a whole number.
+        ValueError: for a number of steps that is not a whole number of at least one.
+
+    Example:
+        >>> from solvers import ReverseDiffusion
+        >>> ReverseDiffusion(num_steps=500)
+        ReverseDiffusion(num_steps=500, grid=UniformTime())
     """
 
     num_steps: int | Count = 1000
@@ -74,7 +80,7 @@ class ReverseDiffusion:
         x, t = state.x, state.t
         t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
         if isinstance(sde, VESDE | VPSDE):
-            r, G2 = _transition(sde, t, t_next)
+            r, G2 = transition(sde, t, t_next)
             f = (r - 1) * x
         else:
             h = t - t_next
@@ -89,21 +95,26 @@ class ReverseDiffusion:
 class AncestralSampling:
     """The posterior of x(t') given x(t) and the denoised x(0) (appendix F; Ho et al., arXiv 2006.11239).
 
-    x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z, one evaluation a step: the paper's for VE, where r = 1. For VP
-    the mean is that of the paper's eq. 4, whose noise is √β_i z: of the two that Ho et al. put forward, the
-    one that fits data ~ N(0, I). Here it is the other, the posterior's own, for both processes: it leaves no
-    more than σ(t') on the image however long the last step.
+    x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z, one evaluation a step. For VE, where r = 1, it is the paper's.
+    For VP the mean is that of the paper's eq. 4, whose noise is √β_i z: of the two choices of Ho et al., the
+    one that suits data ~ N(0, I). The noise used here is their other choice, that of the posterior itself,
+    for both processes: it leaves at most σ(t') on the image, however long the last step.
 
-    The mean of x(t') is exact for any data; the variance lacks what the posterior of x(0) adds, of order h² a
-    step.
+    The mean of x(t') is exact for any data. The variance lacks the contribution of the posterior variance of
+    x(0), of order h² per step.
 
     Attributes:
-        num_steps: how many; another number does not recompile.
-        grid: where they end; uniform in t in the paper.
+        num_steps: number of steps; another number does not recompile.
+        grid: times at which the steps end; uniform in t in the paper.
 
     Raises:
-        ValueError: for fewer than one step, or not a whole number; from ``init`` for any process but VE
-            and VP, the two that the chains of SMLD and DDPM belong to.
+        ValueError: for a number of steps that is not a whole number of at least one; from ``init``, for any
+            process but VE and VP, to which the chains of SMLD and DDPM belong.
+
+    Example:
+        >>> from solvers import AncestralSampling
+        >>> AncestralSampling(num_steps=500)
+        AncestralSampling(num_steps=500, grid=UniformTime())
     """
 
     num_steps: int | Count = 1000
@@ -118,10 +129,10 @@ class AncestralSampling:
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         require(
             isinstance(sde, VESDE | VPSDE),
-            "sde of AncestralSampling",
+            "sde",
             type(sde).__name__,
-            "VESDE or VPSDE",
-            "take ReverseDiffusion or EulerMaruyama for this process",
+            "VESDE or VPSDE for AncestralSampling",
+            "use ReverseDiffusion or EulerMaruyama for this process",
         )
         return first_state(sde, key, shape, dtype)
 
@@ -131,7 +142,7 @@ class AncestralSampling:
     def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
-        r, G2 = _transition(sde, t, t_next)
+        r, G2 = transition(sde, t, t_next)
         ratio = sde.marginal(t_next)[1] / sde.marginal(t)[1]
         # x ← (x + G² s(x, t))/r + (σ(t')/σ(t)) G z
         z = standard_normal(state.key, state.accepted + 1, x.shape, x.dtype)
@@ -145,11 +156,11 @@ Predictor = EulerMaruyama | ReverseDiffusion | AncestralSampling
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCorrectorState:
     x: Sample
-    predictor: FixedStepState  # as its last step left it; x has been corrected since
+    predictor: FixedStepState  # after its last step; x has been corrected since
     corrector_key: PRNGKeyArray
     corrections: Count  # Langevin steps so far
 
-    # of one sample, or of every lane where the driver has a batch of states
+    # of one sample, or of every lane if the state is a batch
     @property
     def t(self) -> Any:
         return self.predictor.t
@@ -160,7 +171,7 @@ class PredictorCorrectorState:
 
     @property
     def accepted(self) -> Any:
-        """Steps of either kind: one evaluation each."""
+        """Steps of both kinds, with one evaluation each."""
         return self.predictor.accepted + self.corrections
 
     @property
@@ -171,22 +182,28 @@ class PredictorCorrectorState:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCorrector:
-    """Langevin steps at every time of the grid but eps, and after them the predictor's step (appendix G).
+    """Langevin steps and then the predictor's step, at every time of the grid but eps (appendix G).
 
-    The corrector comes first, as in the published code; algorithms 2 and 3 begin the same alternation with
-    the predictor. Norms are of the sample alone, where the published code takes means over the batch: see
-    ``solvers.langevin``, and there too what α is. One evaluation, and one step in the counts, for a step of
-    either kind: num_steps × (corrector_steps + 1) in all.
+    The corrector comes first, as in the published code; algorithms 2 and 3 start the same alternation with
+    the predictor. Norms are those of the sample alone, where the published code averages over the batch;
+    ``solvers.langevin`` gives the reason, and defines α. Each step of either kind takes one evaluation and
+    counts as one step: num_steps × (corrector_steps + 1) in all.
 
     Attributes:
-        predictor: EulerMaruyama, ReverseDiffusion or AncestralSampling, with the steps and the grid.
+        predictor: EulerMaruyama, ReverseDiffusion or AncestralSampling, with its num_steps and grid.
         snr: r, the corrector's signal-to-noise ratio; 0.16 for CIFAR-10 with VE, 0.01 with VP, 0.075 at
             256².
         corrector_steps: Langevin steps before each predictor step; another number does not recompile.
 
     Raises:
-        ValueError: for a predictor that is none of these, an snr that is not above zero, or a number of
-            steps that is not whole and above zero; from ``init`` what the predictor's raises.
+        ValueError: for any other predictor, an snr that is not above zero, or a number of corrector steps
+            that is not a whole number above zero; from ``init``, as the predictor's ``init``.
+
+    Example:
+        >>> from solvers import PredictorCorrector, ReverseDiffusion
+        >>> solver = PredictorCorrector(predictor=ReverseDiffusion(num_steps=500), snr=0.16)
+        >>> solver.corrector_steps
+        1
     """
 
     predictor: Predictor = ReverseDiffusion()
@@ -201,7 +218,7 @@ class PredictorCorrector:
             "predictor",
             type(self.predictor).__name__,
             "EulerMaruyama, ReverseDiffusion or AncestralSampling",
-            "a corrector needs steps that end after one evaluation",
+            "use one of these, whose steps end after one evaluation",
         )
         require_positive(snr=self.snr)
         if is_known(self.corrector_steps):
@@ -238,9 +255,9 @@ class PredictorCorrector:
         return jax.tree.map(lambda a, b: jnp.where(correcting, a, b), corrected, predicted)
 
 
-def _transition(sde: SDE, t: Time, t_next: Time) -> tuple[Scalar, Scalar]:
+def transition(sde: SDE, t: Time, t_next: Time) -> tuple[Scalar, Scalar]:
     """(r, G²) of x(t) | x(t_next) ~ N(r x(t_next), G² I)."""
     alpha, sigma = sde.marginal(t)
     alpha_next, _ = sde.marginal(t_next)
-    # by way of the log-SNR, since the difference of variances loses its digits at short steps
+    # through the log-SNR, since the difference of the variances loses digits in short steps
     return alpha / alpha_next, sigma**2 * -jnp.expm1(2 * (sde.log_snr(t) - sde.log_snr(t_next)))

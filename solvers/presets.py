@@ -79,7 +79,7 @@ def from_config(config: Any, defaults: Any = None) -> Solver:
 
 
 def settings_of(name: str) -> set[str]:
-    """The keys of a config's ``solver`` group that the solver of this name has."""
+    """The keys of a config's ``solver`` group that the solver with this name accepts."""
     settings = {field.name for field in dataclasses.fields(SOLVERS[name])}
     if "predictor" in settings:
         settings |= settings_of(PREDICTORS[0])

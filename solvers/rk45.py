@@ -8,13 +8,13 @@ The pair of orders 5 and 4 (J. Comput. Appl. Math. 6, 1980, table 2) in backward
     4.  if e < 1:  x ← x';  t ← t − h;  K_1 ← K_7
     5.  h ← h · min(max(0.9 e^(−1/5), 0.2), 10 or, right after a rejection, 1)
 
-The first step is the choice of Hairer, Nørsett and Wanner (Solving Ordinary Differential Equations I,
-section II.4), which asks for one score more. Steps, evaluations and results are those of
+The first step is chosen as by Hairer, Nørsett and Wanner (Solving Ordinary Differential Equations I, section
+II.4), which takes one more evaluation. Steps, evaluations and results are those of
 ``scipy.integrate.solve_ivp`` with ``method="RK45"`` on the sample alone.
 
-Departure from the published code: it hands scipy the flattened batch as one system, so that all of its
-samples share one step, and a sample depends on its neighbours and pays for the hardest of them. Here each
-sample has its own.
+Departure from the published code: the code hands scipy the flattened batch as one system. All samples of a
+batch then share one step size, so that a sample depends on its neighbours and pays for the hardest of them.
+Here each sample has its own step size.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key
-from solvers.sums import mean_of_squares
+from solvers.sums import root_mean_square
 
 SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0
 MIN_STEP = 10  # spacings of floating-point numbers at t
 
-# A stage is the row of K that its score is for, counted from 0. One more stage, beyond them, tries an Euler
-# step: the first step is chosen by what f does along it.
+# A stage has the number of the row of K that its score is for, counted from 0. One further stage tries an
+# Euler step: the first step size is chosen from the change of f along it.
 LAST, TRIAL = 6, 7
 A = np.array(
     [
@@ -64,10 +64,10 @@ class RK45State:
     x: Sample
     t: Time
     h: Time  # the step being tried
-    t_proposed: Time  # where it leads: t − h, or eps itself
-    K: Float[Array, "7 *shape"]  # rows up to the stage under way hold; those behind it are left over
+    t_proposed: Time  # the time at its end: t − h, or eps itself
+    K: Float[Array, "7 *shape"]  # rows before the current stage are valid; later ones are left over
     stage: Count
-    retried: Flag  # whether the step being tried follows a rejection
+    retried: Flag  # whether the last try was rejected
     status: Count
     accepted: Count
     rejected: Count
@@ -76,14 +76,19 @@ class RK45State:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RK45:
-    """Six evaluations a step, accepted or not, and two to begin with.
+    """RK45 on the probability-flow ODE: six evaluations a step, accepted or not, and two at the start.
 
     Attributes:
-        rtol, atol: the error allowed to a step is atol + rtol·|x|, in data units; 1e-5 in the paper's tables.
-            A float32 state has no more than 7 digits: ask for rtol below 1e-6 of a float64 one.
+        rtol, atol: the error allowed per step is atol + rtol·|x|, in data units; 1e-5 in the paper's tables.
+            A float32 state has only 7 digits: use a float64 one for an rtol below 1e-6.
 
     Raises:
-        ValueError: naming the setting, its value, what was allowed and the fix.
+        ValueError: for a tolerance that is not above zero.
+
+    Example:
+        >>> from solvers import RK45
+        >>> RK45(rtol=1e-3)
+        RK45(rtol=0.001, atol=1e-05)
     """
 
     rtol: Scalar = 1e-5
@@ -131,8 +136,11 @@ class RK45:
         )
 
     def _try_euler(self, sde: SDE, state: RK45State) -> RK45State:
-        """Hairer's h_0, at which Euler's step would move x by a hundredth of itself."""
-        d_0, d_1 = _rms(state.x / self._scale(state.x)), _rms(state.K[0] / self._scale(state.x))
+        """Hairer's h_0, for which Euler's step changes x by a hundredth of itself."""
+        d_0, d_1 = (
+            root_mean_square(state.x / self._scale(state.x)),
+            root_mean_square(state.K[0] / self._scale(state.x)),
+        )
         h_0 = jnp.where((d_0 < 1e-5) | (d_1 < 1e-5), 1e-6, 0.01 * d_0 / d_1)
         h_0 = jnp.minimum(h_0, sde.T - sde.eps)
         return dataclasses.replace(
@@ -143,21 +151,21 @@ class RK45:
         )
 
     def _choose_first_step(self, sde: SDE, state: RK45State, k: Sample) -> RK45State:
-        """Hairer's h_1, at which a method of order 4 would err by a hundredth of the tolerance."""
+        """Hairer's h_1, for which a method of order 4 has an error of a hundredth of the tolerance."""
         h_0, scale = state.h, self._scale(state.x)
-        d_1, d_2 = _rms(state.K[0] / scale), _rms((k - state.K[0]) / scale) / h_0
+        d_1, d_2 = root_mean_square(state.K[0] / scale), root_mean_square((k - state.K[0]) / scale) / h_0
         still = (d_1 <= 1e-15) & (d_2 <= 1e-15)
         h_1 = jnp.where(still, jnp.maximum(1e-6, h_0 * 1e-3), (0.01 / jnp.maximum(d_1, d_2)) ** (1 / 5))
         h = jnp.maximum(jnp.minimum(100 * h_0, h_1), _min_step(state.t))
         return self._propose(sde, state, h)
 
     def _judge(self, sde: SDE, state: RK45State, x_proposed: Sample) -> RK45State:
-        """Steps 3 to 5, with K complete."""
+        """Steps 3 to 5, when K is complete."""
         # 3. the error in units of the tolerance
         error = state.h * _combine(jnp.asarray(B_DIFFERENCE, state.x.dtype), state.K)
-        e = _rms(error / self._scale(jnp.maximum(jnp.abs(state.x), jnp.abs(x_proposed))))
+        e = root_mean_square(error / self._scale(jnp.maximum(jnp.abs(state.x), jnp.abs(x_proposed))))
 
-        # 4. accept or reject; a rejected step keeps K_1, which is still right
+        # 4. accept or reject; a rejected step keeps K_1, which is still valid
         accept = e < 1
         x, t, k_1 = jax.tree.map(
             lambda a, b: jnp.where(accept, a, b),
@@ -168,7 +176,7 @@ class RK45:
         # 5. the next step
         largest = jnp.where(state.retried, 1.0, MAX_FACTOR)
         h = state.h * jnp.clip(SAFETY * e ** (-1 / 5), MIN_FACTOR, largest)
-        # a step after an accepted one is never too small, only one that an error has made so; NaN included
+        # only a rejection makes a step too small, NaN included; after an accepted step h has a minimum
         stuck = ~accept & ~(h >= _min_step(t))
         h = jnp.where(accept, jnp.maximum(h, _min_step(t)), h)
         arrived = t <= sde.eps
@@ -186,23 +194,19 @@ class RK45:
         return self._propose(sde, judged, h)
 
     def _propose(self, sde: SDE, state: RK45State, h: Time) -> RK45State:
-        """Opens a step of size h, or what is left of the way."""
+        """Starts a step of size h, or to eps if that is nearer."""
         t_proposed = jnp.maximum(state.t - h, sde.eps).astype(state.t.dtype)
-        # h as t moves: t − h may be rounded
+        # the exact change of t: t − h may be rounded
         return dataclasses.replace(state, h=state.t - t_proposed, t_proposed=t_proposed, stage=jnp.int32(1))
 
     def _scale(self, magnitude: Sample) -> Sample:
-        """The error allowed."""
+        """The allowed error."""
         return self.atol + self.rtol * jnp.abs(magnitude)
 
 
 def _combine(weights: Float[Array, " 7"], K: Float[Array, "7 *shape"]) -> Sample:
-    """Σ_j w_j K_j, term by term: a sum over an axis is ordered by the compiler, by the batch size too."""
+    """Σ_j w_j K_j, term by term: how the compiler orders a sum over an axis depends on the batch size."""
     return sum((w * k for w, k in zip(weights, K, strict=True)), start=jnp.zeros_like(K[0]))
-
-
-def _rms(ratio: Sample) -> Array:
-    return jnp.sqrt(mean_of_squares(ratio))
 
 
 def _min_step(t: Time) -> Time:

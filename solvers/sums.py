@@ -1,6 +1,6 @@
-"""Sums over a sample that come out the same in every program.
+"""Sums over a sample that have the same value in every compiled program.
 
-A compiler may order the terms of ``jnp.sum`` otherwise for another batch size, and rounding then differs.
+A compiler may order the terms of ``jnp.sum`` differently for another batch size, which changes the rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from solvers.interface import Sample
 
 
 def inner_product(x: Sample, y: Sample) -> Float[Array, ""]:
-    """Σ x y, added up in halves, first to second, again and again: the order is part of the program."""
+    """Σ x y, by adding the second half of the terms to the first until one is left: a fixed order."""
     terms = (x * y).reshape(-1)
     while (count := terms.size) > 1:
         half = count // 2
@@ -26,6 +26,6 @@ def sum_of_squares(x: Sample) -> Float[Array, ""]:
     return inner_product(x, x)
 
 
-def mean_of_squares(x: Sample) -> Float[Array, ""]:
-    """Σ x²/n."""
-    return sum_of_squares(x) / x.size
+def root_mean_square(x: Sample) -> Float[Array, ""]:
+    """√(Σ x²/n)."""
+    return jnp.sqrt(sum_of_squares(x) / x.size)

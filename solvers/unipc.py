@@ -1,19 +1,19 @@
 """UniPC, a predictor and a corrector that share each evaluation (Zhao et al., arXiv 2302.04867).
 
 In the log-SNR λ, from λ_n to λ_n + h, with s = (λ − λ_n)/h, the denoised D_n at the predicted (x, t_n), and
-P_n the polynomial through D_n and those before it, p in all:
+P_n the polynomial through the latest p predictions, D_n included:
 
     1.  D_n at the predicted x                                    the step's one evaluation
     2.  x ← x + α w (D_n − P_(n−1)(λ_n))                          UniC-p
     3.  x' = (σ'/σ) x + α' ∫₀¹ h e^(−h(1−s)) P_n(λ) ds            UniP-p, from the corrected x
 
-This is the data prediction, with B(h) = 1 − e^(−h), there called B₂. The weight w turns the integral that
-made the predicted x into that of the polynomial through D_n too. The paper states its coefficients as the
-solutions of linear systems, which demand these very integrals, and there B(h) drops out; but where a single
-coefficient is left, in UniP-2 and UniC-1, it is 1/2, and B(h)/2 stands for the integral of s.
+This is the data prediction, with B(h) = 1 − e^(−h), the paper's B₂. The weight w turns the integral that gave
+the predicted x into that of the polynomial that also passes through D_n. The paper states its coefficients as
+solutions of linear systems. These require exactly these integrals, and B(h) cancels. But where there is a
+single coefficient, in UniP-2 and UniC-1, the paper sets it to 1/2, and B(h)/2 replaces the integral of s.
 
-The first steps have p = 1, then 2, as there; of up to ten steps the last ones too, in reverse. The last
-prediction stays uncorrected, as there: that would cost an evaluation.
+As in the paper, the first steps have p = 1, then 2, and the last prediction is not corrected, which would
+take one more evaluation. In a run of up to ten steps, p decreases in the same way at the end.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, denoise
 from sde_lib.checks import require
-from sde_lib.pytrees import register_dataclass
-from solvers.adaptive import STATIC
+from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.exponential import (
     Number,
     divided_differences,
@@ -38,6 +37,7 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
+from solvers.fixed_steps import status_after
 from solvers.grids import Grid, UniformLogSNR
 from solvers.interface import Count, Sample, Status, Time
 from solvers.noise import prior_key
@@ -48,7 +48,7 @@ from solvers.noise import prior_key
 class UniPCState:
     x: Sample  # predicted
     t: Time
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2), as far as the order looks back
+    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
     # the corrected x is corrected_without + weight D_n
     corrected_without: Sample
     weight: Number
@@ -63,12 +63,17 @@ class UniPC:
     """UniPC of order p: UniP-p with UniC-p, one evaluation a step; it converges with order p + 1.
 
     Attributes:
-        num_steps: how many, at least ``order``; another number does not recompile.
-        grid: where they end; uniform in log-SNR there, for images of 32 x 32.
+        num_steps: number of steps, at least ``order``; another number does not recompile.
+        grid: times at which the steps end; uniform in log-SNR in the paper, for images of 32 x 32.
         order: p, 2 or 3.
 
     Raises:
-        ValueError: for another order, or fewer steps than that.
+        ValueError: for another order, or fewer steps than the order.
+
+    Example:
+        >>> from solvers import UniPC
+        >>> UniPC(num_steps=10)
+        UniPC(num_steps=10, grid=UniformLogSNR(), order=3)
     """
 
     num_steps: int | Count = 20
@@ -78,7 +83,8 @@ class UniPC:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        require(self.order in (2, 3), "order", self.order, "2 or 3", "take 'ddim' with eta = 0 for order 1")
+        fix = "use DDIM with eta = 0 for order 1"
+        require(self.order in (2, 3), "order", self.order, "2 or 3", fix)
         require_history(self.order, self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> UniPCState:
@@ -121,8 +127,8 @@ class UniPC:
 
         half = integrals[0] / 2
         predictor = [integrals[0], jnp.where(p == 2, half, integrals[1]), *integrals[2:]]
-        # and UniC-p of the next evaluation: the polynomial through it too is P plus (D_(n+1) − P(1)) times
-        # (s − s_0) … (s − s_(p−1)) over the same at s = 1
+        # UniC-p of the next evaluation: the polynomial that also passes through D_(n+1) is P plus
+        # (D_(n+1) − P(1)) times (s − s_0) … (s − s_(p−1)) over the same product at s = 1
         products = [jnp.ones_like(h)]
         for node in nodes:
             products.append(products[-1] * (1 - node))
@@ -137,6 +143,6 @@ class UniPC:
             history=values[:-1],
             corrected_without=(prediction(integrals) - weight * ahead).astype(dtype),
             weight=weight.astype(dtype),
-            status=jnp.where(done >= self.num_steps, jnp.int32(Status.COMPLETED), jnp.int32(Status.RUNNING)),
+            status=status_after(done, self.num_steps),
             accepted=done,
         )

@@ -1,6 +1,7 @@
 """Shapes and dtypes in signatures are checked here at run time; compiled programs are kept between runs."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,12 +22,17 @@ jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Arrays made by the reference implementations; absent from a plain clone."""
-    folder = Path(os.environ.get("GOLDEN_DIR", SHARED / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"reference arrays not found at {folder}; set GOLDEN_DIR to their folder")
-    return folder
+def golden() -> Callable[..., Path]:
+    """Finds arrays of reference implementations: the small ones are in tests/golden, others beside a checkout."""
+    beside = Path(os.environ.get("GOLDEN_DIR", SHARED / "golden"))
+
+    def find(*parts: str) -> Path:
+        for folder in (ROOT / "tests" / "golden", beside):
+            if (path := folder.joinpath(*parts)).exists():
+                return path
+        pytest.skip(f"reference arrays not found at {path}; set GOLDEN_DIR to the folder that holds them")
+
+    return find
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Problems whose scores and solutions are known in closed form."""
+"""Problems with scores and solutions in closed form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADAPTIVE = {
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """Data ~ N(mean, std^2 I), whose marginals and reverse are Gaussian at every t."""
+    """Data ~ N(mean, std^2 I), with Gaussian marginals and a Gaussian reverse process at every t."""
 
     mean: float = 0.3
     std: float = 0.2
@@ -34,12 +34,12 @@ class Gaussian:
         return alpha * self.mean, jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
 
     def score(self, sde: SDE, x: Any, t: Any) -> Any:
-        """Of one sample x at a scalar t."""
+        """The score of one sample x at a scalar t."""
         alpha, sigma = sde.marginal(t)
         return (alpha * self.mean - x) / ((alpha * self.std) ** 2 + sigma**2)
 
     def score_fn(self, sde: SDE) -> Partial:
-        """Of a batch, as the driver calls it; equal problems give equal functions."""
+        """The score of a batch, as the driver calls it; equal problems give equal functions."""
         return Partial(_batched_score, self, sde)
 
 

@@ -1,4 +1,4 @@
-"""main.py killed with SIGKILL at random moments, and started again until it is done."""
+"""main.py killed by SIGKILL at random moments, and started again until it is done."""
 
 import contextlib
 import random
@@ -23,11 +23,11 @@ SETTINGS = [
     "--config.eval.shard_size=8",
     f"--config.eval.num_samples={NUM_SAMPLES}",
 ]
-LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
+LONGEST = 600  # seconds that any step of these tests may take, also on a busy machine
 
 
 class Whole(NamedTuple):
-    """A run that nobody interrupted; seconds from its first shard to its last, and then to its result."""
+    """An uninterrupted run, with the seconds from its first shard to its last, and then to its result."""
 
     workdir: Path
     sampling: float
@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 
 
 def shards(workdir: Path) -> dict[str, tuple[int, int]]:
-    """The shards that are there, and what changes when one is written again."""
+    """The shards that are there, each with a value that changes if it is written again."""
     found = {path.name: path.stat() for path in workdir.glob("samples/shard_*.npz")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
@@ -60,7 +60,7 @@ def wait_for_shards(process: subprocess.Popen, workdir: Path, number: int, log: 
 
 
 def figures(workdir: Path) -> list[dict]:
-    """All that results.jsonl says but for times, and the commit, which may be another one meanwhile."""
+    """The content of results.jsonl without times, and the commit, which may have changed."""
     return [
         {key: value for key, value in line.items() if key not in (*TIMES, "git_commit")}
         for line in results(workdir)
@@ -68,7 +68,7 @@ def figures(workdir: Path) -> list[dict]:
 
 
 def check_sampled(log: Path, there: Iterable[str]) -> None:
-    """The bar of this process was over the samples that the shards there at its start lacked."""
+    """Checks that a process's progress bar counted just the samples that were missing at its start."""
     sizes = [min(8, NUM_SAMPLES - 8 * int(name[len("shard_") : -len(".npz")])) for name in there]
     lacking = {str(NUM_SAMPLES - sum(sizes))} - {"0"}
     assert set(re.findall(r"/(\d+) \[", log.read_text())) == lacking
@@ -93,14 +93,14 @@ def whole(tmp_path_factory) -> Whole:
 
 
 def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
-    """Two kills in sampling and one in evaluating; then as if there had been none."""
+    """Two kills while sampling and one while evaluating leave the result that a run without kills has."""
     rng = random.Random(seed)
     workdir = folder / "run"
     kept: dict[str, tuple[int, int]] = {}
     for number, kill in enumerate(("sampling", "sampling", "evaluating")):
         log = folder / f"log{number}"
         process = start(workdir, log)
-        if kill == "sampling":  # at most a third of what was missing is there, and a little more
+        if kill == "sampling":  # when about a third of the missing shards, at most, are there
             wait_for_shards(process, workdir, len(kept) + rng.randint(1, (SHARDS - len(kept)) // 3), log)
             time.sleep(rng.uniform(0, whole.sampling / SHARDS))
         else:
@@ -108,12 +108,12 @@ def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
             time.sleep(rng.uniform(0, whole.evaluating / 2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert kept.items() <= shards(workdir).items()  # what is complete is not written again
+        assert kept.items() <= shards(workdir).items()  # complete shards are not written again
         assert len(shards(workdir)) > len(kept)
         check_sampled(log, kept)
         kept = shards(workdir)
         assert (len(kept) < SHARDS) == (kill == "sampling")
-        # a kill that came too late becomes one just before the result was written
+        # turns a kill that came too late into one just before the result was written
         (workdir / "results.jsonl").unlink(missing_ok=True)
     log = folder / "log"
     finish(start(workdir, log), log)
@@ -124,7 +124,7 @@ def check_killed_runs(whole: Whole, folder: Path, *, seed: int) -> None:
     assert not (workdir / "features").exists()
 
 
-def test_a_run_killed_three_times_ends_as_one_that_was_not(whole, tmp_path):
+def test_a_run_killed_three_times_ends_like_one_that_was_not(whole, tmp_path):
     check_killed_runs(whole, tmp_path, seed=0)
 
 
@@ -138,7 +138,7 @@ def test_two_processes_share_a_workdir_and_one_is_killed(whole, tmp_path):
         assert first.poll() is None, logs[0].read_text()
         assert second.poll() is None, logs[1].read_text()
         for claim in workdir.glob("samples/*.claim"):
-            with contextlib.suppress(FileNotFoundError):  # the shard is complete meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the shard is complete by now
                 owners |= {claim.read_text()} - {""}
         time.sleep(0.01)
     kept = shards(workdir)
@@ -153,5 +153,5 @@ def test_two_processes_share_a_workdir_and_one_is_killed(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 8))  # three kills each
-def test_a_run_killed_twenty_times_ends_as_one_that_was_not(whole, tmp_path, seed):
+def test_a_run_killed_twenty_times_ends_like_one_that_was_not(whole, tmp_path, seed):
     check_killed_runs(whole, tmp_path, seed=seed)

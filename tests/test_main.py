@@ -44,32 +44,51 @@ def figures(result: dict) -> dict:
         ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
         (
             [VE, "--config.solver.eps_rel=0"],
-            "config.solver.eps_rel = 0.0: allowed is a number > 0; set",
+            "config.solver.eps_rel must be a number > 0 (got 0.0): set",
         ),
-        ([VE, "--config.eval.num_samples=0"], "config.eval.num_samples = 0: allowed is a whole number >= 1;"),
-        ([VE, "--config.eval.batch_size=-1"], "config.eval.batch_size = -1: allowed is a whole number >= 1;"),
+        (
+            [VE, "--config.eval.num_samples=0"],
+            "config.eval.num_samples must be a whole number >= 1 (got 0): set",
+        ),
+        (
+            [VE, "--config.eval.batch_size=-1"],
+            "config.eval.batch_size must be a whole number >= 1 (got -1): ",
+        ),
         (
             [VE, "--config.sde.sigma_min=9"],
-            "sde.sigma_min = 9.0: allowed is a level below sigma_max = 5.0",
+            "config.sde.sigma_min must be a level below sigma_max = 5.0 (got 9.0)",
         ),
         ([VE, "--config.solver.name=adaptiv"], "did you mean 'adaptive'?"),
         (
             [VE, "--mode=evl"],
-            "--mode = 'evl': allowed is one of 'eval', 'sample', 'sweep', 'reproduce', 'stats', 'train', ",
+            "--mode must be one of 'eval', 'sample', 'sweep', 'reproduce', 'stats', 'train', ",
         ),
         (
             [VE, "--mode=stats", "--profile"],
-            "--profile = True: allowed is --mode=eval or sample only, without --images: it records",
+            "--profile must be absent with --mode=stats (got True): drop it, or choose --mode=eval or --mode",
         ),
-        ([VE, "extra"], "arguments = ['extra']: allowed is flags only;"),
+        ([VE, "extra"], "arguments must be flags only (got ['extra']): "),
         ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),
         (
             ["--mode=eval"],
-            "--config = None: allowed is a file of configs/; such as configs/",
+            "--config must be a config file of configs/ (got None): add --config=configs/",
         ),
         (
             [VE, "--mode=convert"],
-            "--checkpoint = '': allowed is the checkpoint to convert; add --checkpoint=PATH",
+            "--checkpoint must be the checkpoint to convert (got ''): add --checkpoint=PATH",
+        ),
+        (
+            [VE, "--config.solver.name=ddim", "--config.solver.eps_rel=0.9"],
+            "config.solver.eps_rel must be None with config.solver.name = 'ddim', which has no such setting "
+            "(got 0.9): leave it out, or choose a solver that has it: adaptive, adaptive_exponential",
+        ),
+        (
+            [VE, "--mode=train", "--checkpoint=absent"],
+            "--checkpoint must be absent with --mode=train (got 'absent'): drop it, or choose --mode=eval",
+        ),
+        (
+            [VE, "--images=assets", "--num_processes=2"],
+            "--images must be without --profile, and measured by one process (got 'assets'): drop",
         ),
         ([VE, "--checkpoint=assets/digits_vp"], "assets/digits_vp"),
         ([VE, "--config.model.nf=32"], "assets/digits_ve"),
@@ -91,7 +110,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     largest.write_bytes(content[: len(content) // 2])
     refused = run(VE, *QUICK, f"--checkpoint={tmp_path}/checkpoint", f"--workdir={tmp_path}/new")
     assert refused.returncode == 2
-    assert f"checkpoint {tmp_path}/checkpoint: allowed is a whole folder" in refused.stderr.splitlines()[-1]
+    assert f"checkpoint {tmp_path}/checkpoint must be a whole folder" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
 
 
@@ -141,7 +160,7 @@ def test_a_workdir_of_another_config_is_refused(workdir):
     before = results(workdir)
     refused = run(VE, *QUICK, "--config.solver.num_steps=6", f"--workdir={workdir}")
     assert refused.returncode == 2
-    assert "config.solver.num_steps = 6 (there 5); give another --workdir" in refused.stderr
+    assert "choose another workdir, or set back config.solver.num_steps = 6 (there 5)" in refused.stderr
     assert results(workdir) == before
 
 

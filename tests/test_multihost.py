@@ -1,4 +1,4 @@
-"""main.py as several processes with two virtual devices each, on loopback, against one process alone."""
+"""main.py as several processes on loopback, with two virtual devices each, against a single process."""
 
 import os
 import random
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import free_port
+from evaluation.store.processes import ALIVE
 from tests.test_main import QUICK, ROOT, TIMES, VE, command, results
 
 NUM_SAMPLES = 52  # the last of 7 shards is half full
@@ -20,7 +21,7 @@ SETTINGS = [
     f"--config.eval.num_samples={NUM_SAMPLES}",
 ]
 DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-LONGEST = 600  # seconds that any step of these tests may take, on a busy machine too
+LONGEST = 600  # seconds that any step of these tests may take, also on a busy machine
 PATIENT = f"--connect_seconds={LONGEST}"
 
 
@@ -39,7 +40,7 @@ def start_together(*arguments: object, count: int, folder: Path) -> list[tuple[s
 
 
 def finish(*started: tuple[subprocess.Popen, Path], status: int = 0) -> list[str]:
-    """What each of them said, once all have ended."""
+    """The output of each process, once all have ended."""
     for process, log in started:
         assert process.wait(LONGEST) == status, log.read_text()
     return [log.read_text() for _, log in started]
@@ -50,7 +51,7 @@ def shards(workdir: Path) -> dict[str, bytes]:
 
 
 def figures(workdir: Path) -> list[dict]:
-    """All that results.jsonl says but for times, the devices, and the commit, which may be another one."""
+    """The content of results.jsonl without times, devices, and the commit, which may have changed."""
     others = (*TIMES, "git_commit", "devices")
     return [{key: value for key, value in line.items() if key not in others} for line in results(workdir)]
 
@@ -61,11 +62,12 @@ def check_equal(workdir: Path, alone: Path) -> None:
     assert (workdir / "samples.png").exists()
     assert not list(workdir.glob("samples/*.claim"))
     assert not (workdir / "features").exists()
+    assert not (workdir / ALIVE).exists()
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """What one process makes of it."""
+    """The workdir of a single process."""
     folder = tmp_path_factory.mktemp("alone")
     finish((start(*SETTINGS, f"--workdir={folder}/run", log=folder / "log"), folder / "log"))
     return folder / "run"
@@ -100,24 +102,27 @@ def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
     log = tmp_path / "log"
     (said,) = finish((start(*SETTINGS, *flags, f"--workdir={tmp_path}/run", log=log), log), status=2)
     last = said.splitlines()[-1]
-    assert last.startswith(f"main.py: --coordinator = '{address}' cannot be reached within 1 s")
-    assert "check that process 0 runs there" in last
+    assert last.startswith("main.py: --coordinator must be an address that can be reached within 1 s (got ")
+    assert f"(got {address!r}): check that process 0 runs there" in last
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--process_id=1"], "all of --coordinator, --num_processes, --process_id, or none of them with"),
+        (["--process_id=1"], "--process_id must be given together with --coordinator, --num_processes (got "),
         (
             ["--coordinator=here", "--num_processes=2", "--process_id=0"],
-            "--coordinator = 'here': allowed is a host and a port; write --coordinator=HOST:PORT",
+            "--coordinator must be a host and a port (got 'here'): write --coordinator=HOST:PORT",
         ),
         (
             ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
-            "--process_id = 2: allowed is a number from 0 to 1;",
+            "--process_id must be a number from 0 to 1 (got 2): ",
         ),
-        (["--multihost", "--mode=train"], "--mode = 'train': allowed is eval or sample, without --images,"),
+        (
+            ["--multihost", "--mode=train"],
+            "--multihost must be absent with --mode=train (got True): drop it, ",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, message, tmp_path):
@@ -127,7 +132,7 @@ def test_flags_that_do_not_go_together_are_refused(arguments, message, tmp_path)
 
 
 def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path):
-    """Processes that JAX finds by Slurm's variables."""
+    """The processes find each other by Slurm's variables."""
     before = figures(alone)
     job = {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost"}
     other = [*SETTINGS, "--config.solver.num_steps=6", f"--workdir={alone}", PATIENT, "--multihost"]
@@ -136,21 +141,21 @@ def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path
         task = {"SLURM_NTASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}
         started.append((start(*other, log=tmp_path / i, environment=job | task), tmp_path / i))
     for said in finish(*started, status=2):
-        assert "config.solver.num_steps = 6 (there 5); give another --workdir" in said.splitlines()[-1]
+        assert "choose another workdir, or set back config.solver.num_steps = 6 (there 5)" in said
     assert figures(alone) == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_any_number_of_processes_makes_what_one_makes(alone, tmp_path, count):
-    """Eight are more than there are shards."""
+    """Eight processes are more than there are shards."""
     workdir = tmp_path / "run"
     finish(*start_together(*SETTINGS, PATIENT, f"--workdir={workdir}", count=count, folder=tmp_path))
     check_equal(workdir, alone)
 
 
 @pytest.mark.slow
-def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, tmp_path):
+def test_without_their_first_process_the_others_finish_the_samples_and_exit(alone, tmp_path):
     workdir, settings = tmp_path / "run", [*SETTINGS, "--connect_seconds=60", f"--workdir={tmp_path}/run"]
     (first, _), *others = start_together(*settings, count=3, folder=tmp_path)
     wait_for_files(workdir, 1, first)
@@ -166,7 +171,7 @@ def test_without_their_first_process_the_others_keep_the_samples_and_end(alone, 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
-    """Of any of them, at any moment of the sampling or the features; again as another number of processes."""
+    """Any process, at any moment of the sampling or the features; resumed by another number of processes."""
     rng = random.Random(seed)
     workdir, killed = tmp_path / "run", rng.randrange(4)
     settings = [*SETTINGS, "--connect_seconds=60", f"--workdir={workdir}"]
@@ -175,7 +180,7 @@ def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
     time.sleep(rng.uniform(0, 1))
     started[killed][0].send_signal(signal.SIGKILL)
     started[killed][0].wait()
-    # the others go on without it, or end with a message; JAX aborts them if process 0 dies as they connect
+    # the others continue, or exit with a message; JAX aborts them if process 0 dies while they connect
     for process, log in started:
         assert process.wait(LONGEST) in (0, 2, -signal.SIGABRT, -signal.SIGKILL), log.read_text()
     finish(*start_together(*settings, count=rng.randint(1, 4), folder=tmp_path / "again"))
@@ -183,7 +188,7 @@ def test_a_kill_of_one_of_four_processes_changes_nothing(alone, tmp_path, seed):
 
 
 def wait_for_files(workdir: Path, number: int, process: subprocess.Popen) -> None:
-    """Until there are so many shards of samples, and then of features, or the process is done."""
+    """Waits until there are so many shards of samples and features together, or the process is done."""
     deadline = time.monotonic() + LONGEST
     while process.poll() is None:
         found = [*workdir.glob("samples/shard_*.npz"), *workdir.glob("features/*/shard_*.npz")]

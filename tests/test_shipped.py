@@ -1,13 +1,11 @@
 """The networks that ship are small, and sample and are measured where their data are not."""
 
-import sys
-
 import pytest
-from absl import flags
 
-import main
+import configs
 import models
-from evaluation.runs import run
+from evaluation.runs import measurement, run
+from models import checkpoints
 
 CONFIGS = [f"{sde}/{data}_adaptive" for sde in ("ve", "vp") for data in ("digits", "mnist")]
 
@@ -15,20 +13,19 @@ CONFIGS = [f"{sde}/{data}_adaptive" for sde in ("ve", "vp") for data in ("digits
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_data_sets"))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(sys.argv[:1])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowhere, tmp_path):
-    config = main.config_of(name)
+    config = configs.load(name)
     config.eval.update({"num_samples": 40, "batch_size": 40})
     config.solver.eps_rel = 0.5
     prepared = run.prepare(config, name=name)
     files = [file for file in prepared.checkpoint.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in files) < 6e6
+    measured = measurement.from_config(config)
     with pytest.warns(UserWarning, match="FID of 40 samples"):
-        result = run.sample_and_evaluate(prepared, tmp_path, **main.measures(config))
+        result = run.sample_and_evaluate(prepared, tmp_path, measurement=measured)
     assert result["failed"] == 0
     assert result["fid"] > 0
     assert result["is_mean"] > 1.5  # of splits of four: 4 at most, and 1 for images that are all alike
@@ -37,7 +34,8 @@ def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowher
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shipped_network_says_how_it_was_made(name):
-    config = main.config_of(name)
-    _, metadata = models.restore_params(config.model.checkpoint, config)
+    config = configs.load(name)
+    path = checkpoints.find(config.model.checkpoint)
+    _, metadata = models.restore_params(path, models.build(config), config)
     assert metadata["step"] > 1000
     assert f"--config=configs/{name}.py" in metadata["command"]

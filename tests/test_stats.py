@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-import main
 from configs.ve.digits_adaptive import get_config
 from data import datasets
+from evaluation.runs import measurement
 from evaluation.runs import run as evaluation_run
 from evaluation.store.samples import Samples, SampleStore
 from tests.data.sources import png
@@ -33,7 +33,7 @@ def test_images_made_elsewhere_get_the_numbers_of_a_run_with_the_same(moments, t
     images = datasets.load(config.data)[:40]
     prepared = evaluation_run.prepare(config, name="ve/digits_adaptive")
     some = np.ones(40, np.int32)
-    store = SampleStore(tmp_path / "run" / "samples", identity=prepared.config_hash, shard_size=16)
+    store = SampleStore(tmp_path / "run" / "samples", config_hash=prepared.config_hash, shard_size=16)
     with store:  # as if the run had sampled these: nothing is missing
         store.add(
             Samples(
@@ -41,7 +41,9 @@ def test_images_made_elsewhere_get_the_numbers_of_a_run_with_the_same(moments, t
             )
         )
     # this run computes the moments itself, where the images below are measured against the stored ones
-    sampled = evaluation_run.sample_and_evaluate(prepared, tmp_path / "run", **main.measures(config))
+    sampled = evaluation_run.sample_and_evaluate(
+        prepared, tmp_path / "run", measurement=measurement.from_config(config)
+    )
     with zipfile.ZipFile(tmp_path / "elsewhere.zip", "w") as archive:
         for i, image in enumerate(images):
             archive.writestr(f"{i:02d}.png", png(image))

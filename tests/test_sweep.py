@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
 
-import main
 from configs import tables as paper
 from configs.ve.digits_adaptive import get_config
+from evaluation.metrics.measurement import Measurement
+from evaluation.runs import measurement as measuring
 from evaluation.runs import reproduce as reproducing
 from evaluation.runs import sweep as sweeping
 from tests.evaluation.runs.test_tables import lines_of
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:FID of")
 
 
 @pytest.fixture(scope="module")
-def measures():
-    return main.measures(get_config())
+def measurement() -> Measurement:
+    return measuring.from_config(config_of_few())
 
 
 def config_of_few():
@@ -34,9 +34,14 @@ def config_of_few():
     return config
 
 
-def sweep(products: list[str], workdir: Path, **measures) -> str:
+def sweep(products: list[str], workdir: Path, measurement: Measurement | None = None) -> str:
     return sweeping.sweep(
-        config_of_few(), products, workdir, name="ve/digits_adaptive", command="python", **measures
+        config_of_few(),
+        products,
+        workdir,
+        name="ve/digits_adaptive",
+        command="python",
+        measurement=measurement,
     )
 
 
@@ -49,7 +54,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measures, monkeypatch):
+def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measurement, monkeypatch):
     run_cell, calls = sweeping.sample_and_evaluate, []
 
     def killed_at_the_third(*arguments, **settings):
@@ -61,12 +66,12 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measures, monke
     with monkeypatch.context() as patch:
         patch.setattr(sweeping, "sample_and_evaluate", killed_at_the_third)
         with pytest.raises(Killed):
-            sweep([EULER], tmp_path, **measures)
+            sweep([EULER], tmp_path, measurement)
     before = made(tmp_path)
     assert len(before) == 2
     assert not list(tmp_path.glob("sweep.*"))
 
-    text = sweep([EULER], tmp_path, **measures)
+    text = sweep([EULER], tmp_path, measurement)
     after = made(tmp_path)
     assert len(after) == 4
     assert before.items() <= after.items()
@@ -75,11 +80,11 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measures, monke
     assert all("±" in row for row in rows)
     assert {path.name for path in tmp_path.glob("sweep.*")} == {"sweep.md", "sweep.csv", "sweep.png"}
 
-    assert sweep([EULER], tmp_path, **measures) == text
+    assert sweep([EULER], tmp_path, measurement) == text
     assert made(tmp_path) == after
 
     # a larger sweep adds what is missing
-    more = sweep([EULER, "solver.name=euler_maruyama solver.num_steps=4"], tmp_path, **measures)
+    more = sweep([EULER, "solver.name=euler_maruyama solver.num_steps=4"], tmp_path, measurement)
     assert after.items() <= made(tmp_path).items()
     assert len(made(tmp_path)) == 5
     assert len([line for line in more.splitlines() if "| euler_maruyama" in line]) == 3
@@ -88,23 +93,27 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measures, monke
 @pytest.mark.parametrize(
     ("products", "message"),
     [
-        ([], r"--sweep = \[\]: allowed is at least one product; such as --sweep="),
-        (["  "], r"--sweep = '  ': allowed is KEY=VALUE"),
-        (["solver.eps_rel"], r"--sweep = 'solver.eps_rel': allowed is KEY=VALUE,VALUE"),
-        (["solver.eps_rel="], r"--sweep = 'solver.eps_rel=': allowed is KEY=VALUE,VALUE"),
-        (["solver.eps_rell=0.1"], r"--sweep key = 'solver.eps_rell': .* did you mean 'solver.eps_rel'\?"),
-        (["eps_rel=0.1"], r"--sweep key = 'eps_rel': .* did you mean 'solver.eps_rel'\?"),
-        (["solver=adaptive"], r"--sweep key = 'solver'"),
-        (["solver.eps_rel=0.1,small"], r"--sweep solver.eps_rel = 'small': allowed is a number"),
-        (["solver.num_steps=2.5"], r"--sweep solver.num_steps = '2.5': allowed is a whole number"),
-        (["solver.denoise=maybe"], r"--sweep solver.denoise = 'maybe': allowed is true or false"),
-        (["model.ch_mult=1"], r"--sweep model.ch_mult = 'tuple': allowed is a field that holds a number or"),
-        (["seed=0,0"], r"--sweep seed = '0,0': allowed is each value once"),
-        (["seed=0 seed=1"], r"--sweep seed = '1': allowed is each key once a product"),
-        (["solver.name=adaptiv"], r"config.solver.name = 'adaptiv'.* did you mean 'adaptive'\?"),
-        (["solver.eps_rel=0.1,-1"], r"config.solver.eps_rel = -1.0: allowed is a number > 0"),
-        (["eval.batch_size=8,16"], r"--sweep cell = 'eval.batch_size=16': allowed is cells of different"),
-        (["model.checkpoint=absent"], r"checkpoint = 'absent': there is nothing at"),
+        ([], r"--sweep must be at least one product \(got \[\]\): add one such as --sweep="),
+        (["  "], r"--sweep must be KEY=VALUE,VALUE,… for one or more keys \(got '  '\)"),
+        (["solver.eps_rel"], r"--sweep must be KEY=VALUE,VALUE,… \(got 'solver.eps_rel'\)"),
+        (["solver.eps_rel="], r"--sweep must be KEY=VALUE,VALUE,… \(got 'solver.eps_rel='\)"),
+        (["solver.eps_rell=0.1"], r"--sweep key must .* 'solver.eps_rell'.* did you mean 'solver.eps_rel'\?"),
+        (["eps_rel=0.1"], r"--sweep key must .* 'eps_rel'.* did you mean 'solver.eps_rel'\?"),
+        (["solver=adaptive"], r"--sweep key must be a field of the config \(got 'solver'\)"),
+        (["solver.eps_rel=0.1,small"], r"--sweep solver.eps_rel must be a number \(got 'small'\)"),
+        (["solver.num_steps=2.5"], r"--sweep solver.num_steps must be a whole number \(got '2.5'\)"),
+        (["solver.denoise=maybe"], r"--sweep solver.denoise must be true or false \(got 'maybe'\)"),
+        (["model.ch_mult=1"], r"--sweep model.ch_mult must be a field that holds a number or .* 'tuple'"),
+        (["seed=0,0"], r"--sweep seed must be different values \(got '0,0'\)"),
+        (["seed=0 seed=1"], r"--sweep seed must be given once a product \(got '1'\)"),
+        (["solver.name=adaptiv"], r"config.solver.name must .*'adaptiv'.* did you mean 'adaptive'\?"),
+        (["solver.name=adaptive solver.eps_rel=0.1,-1"], r"config.solver.eps_rel must be a number > 0"),
+        (
+            ["solver.name=ddim solver.eps_rel=0.1"],
+            r"config.solver.eps_rel must be None with config.solver.na",
+        ),
+        (["eval.batch_size=8,16"], r"--sweep cell must be one with samples of its own .*batch_size=16"),
+        (["model.checkpoint=absent"], r"checkpoint must .*'absent'"),
         (["sde.name=subvp solver.name=ancestral"], r"sde"),
     ],
 )
@@ -150,31 +159,31 @@ FEW = paper.Table(
     ),
     notes=("A note.",),
 )
-# weights that are there, of a model whose features and data are not
-MODELS = paper.MODELS | {"church": dataclasses.replace(paper.MODELS["church"], checkpoint="assets/digits_ve")}
+# a model whose weights are there, and whose features and data are not
+CHURCH = dataclasses.replace(paper.MODELS["church"], checkpoint="assets/digits_ve")
 
 
-def reproduce(workdir: Path, measures: dict, table: paper.Table = FEW, **counts) -> str:
-    def measures_of_digits(config):
+@pytest.fixture
+def reproduce(measurement, monkeypatch):
+    """Makes a table of the digits; the features of other data are absent."""
+
+    def of_digits(config):
         if config.data.name != "digits":
             raise ValueError("these features are not here")
-        return measures
+        return measurement
 
-    return reproducing.reproduce(
-        "few",
-        table,
-        workdir,
-        models=MODELS,
-        methods=paper.METHODS,
-        get_config=main.config_of,
-        measures=measures_of_digits,
-        command="python",
-        **counts,
-    )
+    monkeypatch.setattr(measuring, "from_config", of_digits)
+    monkeypatch.setitem(paper.MODELS, "church", CHURCH)
+
+    def make(workdir: Path, table: paper.Table = FEW, **counts) -> str:
+        monkeypatch.setitem(paper.TABLES, "few", table)
+        return reproducing.reproduce("few", workdir, command="python", **counts)
+
+    return make
 
 
-def test_a_table_is_made_of_what_is_there_and_says_what_is_not(tmp_path, measures):
-    text = reproduce(tmp_path, measures)
+def test_a_table_is_made_of_what_is_there_and_says_what_is_not(tmp_path, reproduce):
+    text = reproduce(tmp_path)
     lines = lines_of(text, "setting")
     assert lines["loose"]["seeds"] == "2"
     assert float(lines["loose"]["NFE"]) < float(lines["loose"]["NFE lockstep"])
@@ -187,7 +196,7 @@ def test_a_table_is_made_of_what_is_there_and_says_what_is_not(tmp_path, measure
     assert lines["no checkpoint"]["NFE"] == "-"
     assert "[1] there is no checkpoint at checkpoints/vp/cifar10_ddpmpp_continuous/checkpoint_8," in text
     assert lines["no features"]["FID"] == "absent [2]"
-    assert "[2] the features or the data to compare with are absent: these features are not here" in text
+    assert "[2] the features or the reference are absent: these features are not here" in text
     assert {path.name for path in tmp_path.glob("table*")} == {
         "table_few.md",
         "table_few.csv",
@@ -196,21 +205,21 @@ def test_a_table_is_made_of_what_is_there_and_says_what_is_not(tmp_path, measure
 
     before = made(tmp_path)
     assert len(before) == 3
-    assert reproduce(tmp_path, measures) == text
+    assert reproduce(tmp_path) == text
     assert made(tmp_path) == before
 
 
-def test_counts_of_a_table_can_be_set(tmp_path, measures):
+def test_counts_of_a_table_can_be_set(tmp_path, reproduce):
     table = dataclasses.replace(FEW, cells=(cell("digits_ve", "euler_maruyama", "five", EULER_5),))
-    text = reproduce(tmp_path, measures, table, num_samples=24, seeds=2, batch_size=16)
+    text = reproduce(tmp_path, table, num_samples=24, seeds=2, batch_size=16)
     assert lines_of(text, "setting")["five"]["seeds"] == "2"
     assert "samples a seed 24" in text
 
 
-def test_a_table_with_a_setting_out_of_range_samples_nothing(tmp_path, measures):
+def test_a_table_with_a_setting_out_of_range_samples_nothing(tmp_path, reproduce):
     wrong = cell("digits_ve", "adaptive", "wrong", {"solver.eps_rel": -1.0})
-    with pytest.raises(ValueError, match=r"config.solver.eps_rel = -1.0: allowed is a number > 0"):
-        reproduce(tmp_path / "new", measures, dataclasses.replace(FEW, cells=(*FEW.cells, wrong)))
+    with pytest.raises(ValueError, match=r"config.solver.eps_rel must be a number > 0 \(got -1.0\)"):
+        reproduce(tmp_path / "new", dataclasses.replace(FEW, cells=(*FEW.cells, wrong)))
     assert not (tmp_path / "new").exists()
 
 
@@ -233,18 +242,21 @@ def test_the_command_makes_a_table_without_any_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode=reproduce"], "--table = '': allowed is one of '1', '2', 'appendix', 'digits'"),
+        (["--mode=reproduce"], "--table must be one of '1', '2', 'appendix', 'digits' (got '')"),
         (["--mode=reproduce", "--table=digit"], "did you mean 'digits'?"),
-        (["--mode=reproduce", "--table=1", "--num_samples=0"], "--num_samples = 0: allowed is a whole"),
-        (["--mode=reproduce", "--table=1", "--checkpoint=a"], "--checkpoint = 'a': allowed is none with"),
-        (["--table=1"], "--table = '1': allowed is --mode=reproduce only; drop it, or"),
-        (["--mode=eval", "--sweep=seed=0,1"], "--sweep = ['seed=0,1']: allowed is --mode=sweep only;"),
+        (["--mode=reproduce", "--table=1", "--num_samples=0"], "--num_samples must be a whole number >= 1"),
+        (
+            ["--mode=reproduce", "--table=1", "--checkpoint=a"],
+            "--checkpoint must be absent with --mode=reproduce (got 'a'): drop it, or choose --mode=eval or",
+        ),
+        (
+            ["--table=1"],
+            "--table must be absent with --mode=eval (got '1'): drop it, or choose --mode=reproduce",
+        ),
+        (["--mode=eval", "--sweep=seed=0,1"], "--sweep must be absent with --mode=eval (got ['seed=0,1'])"),
     ],
 )
-def test_a_bad_command_is_refused(arguments, message, capsys):
-    with flagsaver.flagsaver():
-        main.parse_flags(["main.py", *arguments])
-        with pytest.raises(SystemExit) as refused:
-            main.guarded_main(["main.py"])
-    assert refused.value.code == 2
-    assert message in capsys.readouterr().err
+def test_a_bad_command_is_refused(arguments, message):
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr

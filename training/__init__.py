@@ -1,4 +1,4 @@
-"""Denoising score matching and the training loop."""
+"""Training of score networks by denoising score matching: losses, step and loop."""
 
 from training.loop import train
 from training.losses import EPS_TRAIN, loss_at, score_matching_loss

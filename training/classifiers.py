@@ -1,10 +1,10 @@
-"""Trains the classifiers of models/classifier.py, whose features FID of digits is computed with.
+"""Trains the classifiers of models/classifier.py, whose features give the FID of digits.
 
     python -m training.classifiers digits
-    python -m training.classifiers mnist --path=FOLDER
+    python -m training.classifiers mnist --path=downloads/mnist
 
-The folder holds MNIST's own four files (train-images-idx3-ubyte.gz and so on). A training takes a minute
-(digits) or some minutes (mnist) on two cores, prints the accuracy on images held out from it, and writes
+The folder holds MNIST's four original files (train-images-idx3-ubyte.gz and so on). Training takes a minute
+(digits) or some minutes (mnist) on two cores, prints the accuracy on held-out images, and writes
 assets/NAME_classifier.npz. Every random number comes from SEED: the same command on the same kind of machine,
 with as many cores, gives the same file to the last bit.
 """
@@ -27,7 +27,9 @@ from sklearn.model_selection import train_test_split
 from tqdm import trange
 
 from data import sources
+from evaluation.store.files import atomic_file
 from models.classifier import CLASSIFIERS, NUM_CLASSES, load_forward, weights_path
+from sde_lib.checks import refusal
 
 SEED = 0
 HELD_OUT = 360  # of 1797 digits, drawn with equal shares of each class
@@ -42,7 +44,12 @@ Labels = Int[np.ndarray, " n"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long a classifier is trained, and by how many pixels its images are moved about."""
+    """How a classifier is trained.
+
+    Attributes:
+        num_steps: number of optimizer steps.
+        largest_shift: pixels by which images are shifted at most along each axis, as augmentation.
+    """
 
     num_steps: int
     largest_shift: int
@@ -55,14 +62,14 @@ RECIPES = {
 
 
 def labelled_digits() -> tuple[Images, Labels]:
-    """The 1797 8x8 digits, their 17 grey levels spread over 0..255, and their classes."""
+    """scikit-learn's 1797 digits, 8x8, with their 17 grey levels spread over 0..255; and their classes."""
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(np.reshape(pixels, (-1, 8, 8, 1)) * (255 / 16)).astype(np.uint8)
     return images, np.asarray(labels)
 
 
 def split_digits() -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " h"]]:
-    """Positions of the digits trained on, and of those held out."""
+    """Indices of the digits for training, and of those held out."""
     _, labels = labelled_digits()
     trained, held_out = train_test_split(
         np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=SEED
@@ -70,24 +77,32 @@ def split_digits() -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " h"]]:
     return np.asarray(trained), np.asarray(held_out)
 
 
-def labelled_mnist(folder: str, split: str) -> tuple[Images, Labels]:
-    """A split of MNIST with a margin of two pixels, 32x32, and its classes.
+def labelled_mnist(path: str, split: str) -> tuple[Images, Labels]:
+    """A split of MNIST, padded with zeros to 32x32, and its classes.
+
+    Args:
+        path: folder with MNIST's four original files.
+        split: "train" or "test".
 
     Raises:
-        ValueError: for a folder that does not hold MNIST's own files, or a file that is broken.
+        ValueError: for a folder without these files, or a damaged file.
     """
-    files = sources.idx_files(folder, split)
+    files = sources.idx_files(path, split)
     if files is None:
-        raise ValueError(
-            f"--path = {folder!r}: allowed is a folder that holds {sources.IDX['train'][0]}.gz and its "
-            "companions; name it"
-        )
+        allowed = f"a folder with MNIST's four files, {sources.IDX['train'][0]}.gz and so on"
+        raise ValueError(refusal("path", path, allowed, "download them from a mirror of MNIST"))
     images, labels = map(sources.read_idx, files)
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], labels.astype(np.int64)
 
 
 def accuracy(forward: Partial, images: Images, labels: Labels) -> float:
-    """The share of ``images`` given their label."""
+    """The share of ``images`` that the classifier gives their label.
+
+    Args:
+        forward: images -> (features, logits), from ``load_forward``.
+        images: uint8 [n, h, w, 1].
+        labels: [n].
+    """
     predict = jax.jit(forward)
     pieces = np.array_split(images, max(len(images) // 1000, 1))
     classes = np.concatenate([np.argmax(predict(piece)[1], axis=1) for piece in pieces])
@@ -95,7 +110,13 @@ def accuracy(forward: Partial, images: Images, labels: Labels) -> float:
 
 
 def train(name: str, images: Images, labels: Labels) -> Any:
-    """AdamW on smoothed labels, the images moved about by a few pixels; returns the params."""
+    """Trains a classifier with AdamW on smoothed labels and randomly shifted images; returns its weights.
+
+    Args:
+        name: a key of ``RECIPES``.
+        images: uint8 [n, h, w, 1].
+        labels: [n].
+    """
     network, recipe = CLASSIFIERS[name], RECIPES[name]
     schedule = optax.cosine_onecycle_schedule(recipe.num_steps, LEARNING_RATE)
     optimizer = optax.adamw(schedule, weight_decay=WEIGHT_DECAY)
@@ -136,7 +157,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=CLASSIFIERS)
-    parser.add_argument("--path", default="data/mnist", help="of MNIST's own files")
+    parser.add_argument("--path", default="downloads/mnist", help="folder with MNIST's four files")
     arguments = parser.parse_args()
     if arguments.name == "digits":
         images, labels = labelled_digits()
@@ -147,10 +168,11 @@ def main() -> None:
     params = train(arguments.name, *trained)
     path = weights_path(arguments.name)
     arrays = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(params, sep="/").items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    with atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
     forward, sha256 = load_forward(arguments.name)
     share = accuracy(forward, *held_out)
-    print(f"{share:.2%} of {len(held_out[1])} held-out images right; {path} sha256 {sha256}")
+    print(f"{share:.2%} of {len(held_out[1])} held-out images classified correctly; {path} sha256 {sha256}")
 
 
 if __name__ == "__main__":

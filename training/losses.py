@@ -18,7 +18,7 @@ Batch = Float[Array, "b *shape"]
 Times = Float[Array, "b"]
 Weight = Callable[[Time], Any]  # scalar -> scalar
 
-# Training goes closer to the data than VP and sub-VP are sampled to (sde.eps is 1e-3 there), as published.
+# As published, training goes closer to t = 0 than sampling, which ends at 1e-3 (sde.eps) for VP and sub-VP.
 EPS_TRAIN = 1e-5
 
 
@@ -26,21 +26,27 @@ def _one(t: Time) -> Time:
     return jnp.ones_like(t)
 
 
-def weight_named(name: str, sde: SDE, sigma_data: float | None) -> Weight:
-    """The weight of the loss at a time, relative to sigma(t)^2, that ``config.training.weighting`` names.
+def weight_named(weighting: str, sde: SDE, sigma_data: float | None) -> Weight:
+    """The loss's weight as a function of time, relative to sigma(t)^2.
 
-    - "sigma": sigma^2 in all, which weighs the noise alike at all times (arXiv 2011.13456, section 3.3).
-    - "likelihood": g^2, for which the loss bounds the likelihood (arXiv 2101.09258, theorem 1).
-    - "edm": for networks wrapped with ``sigma_data``, which then learn alike at all times (arXiv 2206.00364,
+    - "sigma": the loss is weighted by sigma^2, so that the noise counts alike at all times (arXiv 2011.13456,
+      section 3.3).
+    - "likelihood": the loss is weighted by g^2 and bounds the likelihood (arXiv 2101.09258, theorem 1).
+    - "edm": a network wrapped with ``sigma_data`` starts with the same loss at all times (arXiv 2206.00364,
       eq. 8).
+
+    Args:
+        weighting: one of these names.
+        sde: the process that the score belongs to.
+        sigma_data: standard deviation of the data that the network is wrapped with; None without a wrap.
 
     Raises:
         ValueError: for another name, or "edm" without ``sigma_data``.
     """
-    require_choice("config.training.weighting", name, ("sigma", "likelihood", "edm"))
-    fix = "set config.model.sigma_data, or config.training.weighting='sigma'"
-    wrapped = sigma_data is not None
-    require(name != "edm" or wrapped, "config.model.sigma_data", sigma_data, "a number with 'edm'", fix)
+    require_choice("weighting", weighting, ("sigma", "likelihood", "edm"))
+    fix = "set config.model.sigma_data, or choose 'sigma'"
+    without_wrap = "'sigma' or 'likelihood' for a network without sigma_data"
+    require(weighting != "edm" or sigma_data is not None, "weighting", weighting, without_wrap, fix)
 
     def likelihood(t: Time) -> Any:
         return (sde.diffusion(t) / sde.marginal(t)[1]) ** 2
@@ -49,7 +55,7 @@ def weight_named(name: str, sde: SDE, sigma_data: float | None) -> Weight:
         alpha, sigma = sde.marginal(t)
         return 1 + (sigma / (alpha * (sigma_data or 1.0))) ** 2
 
-    return {"sigma": _one, "likelihood": likelihood, "edm": edm}[name]
+    return {"sigma": _one, "likelihood": likelihood, "edm": edm}[weighting]
 
 
 def loss_at(
@@ -63,13 +69,19 @@ def loss_at(
 ) -> Times:
     """The loss of each image at its own time t and noise z: weight(t) sigma^2 |s(x, t) + z/sigma|^2.
 
-    Here x = alpha x(0) + sigma z, and |.|^2 is a mean over the pixels, not their sum: with weight 1 a network
-    that outputs zero then has loss 1 for every image size, and one clipping norm suits all.
+    Here x = alpha x(0) + sigma z. The norm |.|^2 is the mean over the pixels, not their sum: with weight 1, a
+    network that outputs zero has loss 1 at every image size, and one clipping norm suits all sizes.
 
     Args:
-        images: x(0), in the data's range.
-        noise: z, standard normal.
-        weight: of a time, relative to sigma(t)^2, see ``weight_named``.
+        score_fn: the score s.
+        sde: the process that the score belongs to; it gives alpha and sigma.
+        images: x(0) [b, ...], in the data's range.
+        t: [b].
+        noise: z [b, ...], standard normal.
+        weight: a function of time, relative to sigma(t)^2; see ``weight_named``.
+
+    Returns:
+        [b].
     """
 
     def perturb(x: Sample, t: Time, z: Sample) -> Any:
@@ -78,7 +90,7 @@ def loss_at(
 
     def loss(score: Sample, t: Time, z: Sample) -> Any:
         _, sigma = sde.marginal(t)
-        # Written as sigma s + z, whose terms are of order one at every time; those of s + z/sigma are not.
+        # sigma s and z are of order one at every time; s and z/sigma are not.
         return weight(t) * jnp.mean((sigma * score + z) ** 2)
 
     return jax.vmap(loss)(score_fn(jax.vmap(perturb)(images, t, noise), t), t, noise)
@@ -92,7 +104,15 @@ def score_matching_loss(
     *,
     weight: Weight = _one,
 ) -> Float[Array, ""]:
-    """``loss_at`` averaged over images, with t ~ U(EPS_TRAIN, T) and fresh noise for each."""
+    """The mean of ``loss_at`` over the images, each with its own t ~ U(EPS_TRAIN, T) and noise.
+
+    Example:
+        >>> from sde_lib import VPSDE
+        >>> images = jnp.zeros((256, 8, 8, 1))
+        >>> loss = score_matching_loss(lambda x, t: jnp.zeros_like(x), VPSDE(), jax.random.key(0), images)
+        >>> round(float(loss), 1)  # the mean of z^2, since this score is zero
+        1.0
+    """
     time_key, noise_key = jax.random.split(key)
     t = jax.random.uniform(time_key, (len(images),), minval=EPS_TRAIN, maxval=sde.T)
     noise = jax.random.normal(noise_key, images.shape)

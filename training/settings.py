@@ -1,77 +1,60 @@
-"""What is checked before any work is spent: the training's settings, and whose training a workdir holds."""
+"""Checks made before any work is spent: the training's settings, and whose training a workdir holds."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
+import numbers
 from pathlib import Path
 from typing import Any
 
-from sde_lib.checks import require, require_shared
-
-_FILE = "training.json"
-
-# What a training may go on with changed: how long it runs and how often it reports bear on no step's result,
-# and sampling alone uses the others.
-_FREE = (
-    "model.checkpoint",
-    "sde.eps",
-    "training.num_steps",
-    "training.checkpoint_every",
-    "training.snapshot_every",
-    "training.log_every",
-)
+import configs
+from configs.keys import TRAINING, deciding
+from evaluation.store import workdir as workdirs
+from sde_lib.checks import require, require_count, require_seed, require_shared
 
 
 def check(config: Any, *, devices: int) -> None:
-    """Raises ValueError naming the first setting of ``config.training`` that cannot be trained with."""
+    """Raises ValueError for the first setting of ``config.training`` that training cannot use.
+
+    Args:
+        config: the whole config.
+        devices: number of devices that share a batch.
+    """
     training = config.training
-    for name in ("batch_size", "num_steps", "checkpoint_every", "snapshot_every", "log_every"):
-        value = training[name]
-        require(
-            value >= 1, f"config.training.{name}", value, "a whole number >= 1", f"set {name} to 1 or more"
-        )
+    require_seed("config.seed", config.seed)
+    counts = ("batch_size", "num_steps", "checkpoint_every", "snapshot_every", "log_every")
+    require_count(**{f"config.training.{name}": training[name] for name in counts})
     require_shared("config.training.batch_size", training.batch_size, devices, "devices")
     for name in ("learning_rate", "gradient_clip"):
         value = training[name]
-        holds = 0 < value < float("inf")
-        require(holds, f"config.training.{name}", value, "a number > 0", f"set {name} above zero")
+        positive = _is_number(value) and 0 < value < math.inf
+        require(positive, f"config.training.{name}", value, "a number > 0", "set it above zero")
     steps, rate = training.warmup_steps, training.ema_rate
-    require(steps >= 0, "config.training.warmup_steps", steps, "a whole number >= 0", "set 0 for no warm-up")
-    require(0 <= rate < 1, "config.training.ema_rate", rate, "a rate in [0, 1)", "set 0 for no averaging")
+    whole = _is_number(steps) and isinstance(steps, numbers.Integral) and steps >= 0
+    require(whole, "config.training.warmup_steps", steps, "a whole number >= 0", "set 0 for no warm-up")
+    share = _is_number(rate) and 0 <= rate < 1
+    require(share, "config.training.ema_rate", rate, "a rate in [0, 1)", "set 0 for no averaging")
 
 
-def _identity(config: Any) -> dict[str, Any]:
-    """The settings that decide what a training does, one entry "group.key" each, as JSON keeps them."""
-    identity = {"seed": config.seed}
-    for group in ("sde", "model", "data", "training"):
-        identity |= {f"{group}.{key}": value for key, value in config[group].to_dict().items()}
-    return json.loads(json.dumps({key: value for key, value in identity.items() if key not in _FREE}))
+def _is_number(value: Any) -> bool:
+    # NumPy's scalars are numbers too, and True is none that anybody means
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def claim(workdir: Path, config: Any) -> None:
-    """Marks a workdir as holding this config's training, or finds that it already does.
+def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None) -> None:
+    """Claims a workdir for this config's training, by the keys that decide what a training step does.
+
+    Args:
+        workdir: created if it does not exist.
+        config: the whole config.
+        checkpoint_sha256: of the weights that the training starts from, or None for random ones.
 
     Raises:
-        ValueError: if it holds another config's, naming the keys that differ, both values and the fix.
+        ValueError: for a workdir that holds another training, naming the keys that differ.
+        OSError: if the workdir cannot be read or written.
     """
-    ours, path = _identity(config), workdir / _FILE
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differing = [
-            f"config.{key} = {ours.get(key)!r} (there {theirs.get(key)!r})"
-            for key in sorted(ours | theirs)
-            if ours.get(key) != theirs.get(key)
-        ]
-        require(
-            not differing,
-            "workdir",
-            str(workdir),
-            "a folder that is new or holds a training of this config, and this one's differs in "
-            + ", ".join(differing),
-            "give another --workdir, or set these back",
-        )
-        return
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(ours, indent=2, sort_keys=True) + "\n")
-    os.replace(unfinished, path)  # whole or not at all, wherever it is killed
+    values = configs.flat(config)
+    identity = {key: values[key] for key in deciding(TRAINING)}
+    if checkpoint_sha256 is not None:
+        identity["checkpoint_sha256"] = checkpoint_sha256
+    workdirs.claim(workdir, identity, file="training.json", holds="a training")

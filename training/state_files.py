@@ -1,45 +1,76 @@
-"""A training's checkpoints, in the format of ``models.checkpoints``: a few of the newest."""
+"""The newest checkpoints of a training, in the format of ``models.checkpoints``."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from evaluation.store.files import FIXES
 from models import checkpoints
 from sde_lib.checks import require
 from training.step import TrainState
 
-KEEP = 3  # the newest, and two to fall back on
+KEEP = 3  # the newest, and two in reserve
 
 _NAME = "step_" + "[0-9]" * 8
 
 
 def save(folder: Path, state: TrainState, metadata: dict[str, Any]) -> Path:
-    """Writes ``folder/step_N``, whole or not at all, and removes all but the newest few; returns its path."""
+    """Writes ``folder/step_N`` atomically and removes all but the ``KEEP`` newest; returns the path.
+
+    Args:
+        folder: holds the checkpoints of one training.
+        state: what to write.
+        metadata: see ``models.checkpoints.describe``.
+
+    Raises:
+        OSError: as ``writing``; the earlier checkpoints stay.
+    """
     resumable = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     path = folder / f"step_{int(state.step):08d}"
-    # force: over one of this step that was there and could not be read
-    checkpoints.save(path, state.params_ema, metadata, resumable, force=True)
+    # A checkpoint of this step exists only if it could not be read: force replaces it.
+    with writing(path):
+        checkpoints.save(path, state.params_ema, metadata, resumable, force=True)
     for old in _newest_first(folder)[KEEP:]:
         shutil.rmtree(old)
     return path
 
 
-def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The (state, metadata) of the newest checkpoint that can be read, or None if there is no checkpoint.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns any error while a checkpoint is written into an OSError with the path, the reason and the fix.
 
-    One that cannot be read is skipped with a message; what a kill left half-written is removed.
+    Orbax and the libraries below it have no common class of errors for a disk that is full or read-only.
+    """
+    try:
+        yield
+    except Exception as error:
+        for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        reason = str(error).strip().split("\n")[0][:300]
+        code = getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, f"cannot write checkpoint {path}: {reason}; {FIXES['write']}") from error
+
+
+def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The (state, metadata) of the newest readable checkpoint, or None if there is no checkpoint.
+
+    A damaged checkpoint is skipped with a message. Half-written ones, left by a kill, are removed.
 
     Args:
+        folder: holds the checkpoints of one training.
         blank: a state of the same shapes.
 
     Raises:
-        ValueError: if there are checkpoints and none can be read: starting over would remove them, and the
-            fault may not be theirs, as after a change to the network's code.
+        ValueError: if there are checkpoints but none can be read. Starting over would remove them, although
+            they may be intact, as after a change to the network's code.
     """
     for unfinished in folder.glob(_NAME + ".*"):
         shutil.rmtree(unfinished)
@@ -57,15 +88,16 @@ def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[st
                 restored = checkpointer.restore(path, ocp.args.Composite(**items))
         except Exception as error:  # orbax has no class of its own for a damaged checkpoint
             reason = str(error).strip().split("\n")[0][:300]
-            tqdm.write(f"checkpoint {path} cannot be read and is skipped: {reason}")
+            tqdm.write(f"skipping checkpoint {path}, which cannot be read: {reason}")
             continue
         return TrainState(params_ema=restored.params_ema, **restored.training_state), restored.metadata
     require(
         not finished,
         "workdir",
         str(folder.parent),
-        f"one whose training can be gone on with, but none of its {len(finished)} checkpoints can be read",
-        f"give another --workdir, or remove {folder} to start over",
+        "a folder with a training that can be resumed",
+        f"choose another workdir, or remove {folder} to start over, since none of the {len(finished)} "
+        "checkpoints there can be read",
     )
     return None
 

@@ -1,8 +1,8 @@
-"""How far figures of other samples of the same distribution would lie: a bootstrap in one pass.
+"""Confidence intervals of the figures, by a bootstrap in one pass over the samples.
 
-A replicate counts each sample as often as a Poisson variable of mean 1 says, so that it needs no number of
-samples beforehand and only its own sums (Hanley & MacGibbon 2006; Chamandy et al. 2012). The variables are
-those of the sample's id: shards, processes and interruptions change nothing.
+A replicate counts each sample as often as a Poisson variable of mean 1 says. So it needs only its own sums,
+and no number of samples in advance (Hanley & MacGibbon 2006; Chamandy et al. 2012). The variables depend on
+the sample's id alone: shards, processes and interruptions change nothing.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from jaxtyping import Float, Float64, Int, UInt8
 from evaluation.metrics.fid import ADVISED_SAMPLES_PER_FEATURE, Moments, frechet_distance
 
 REPLICATES = 200
-Z = 1.959964  # 95 % of a normal distribution lie this many deviations from its mean at most
+Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations of its mean
 
-# Below this many samples (for the Inception Score: in each split) a bootstrap says little, and a replicate
-# can be left with none of them
+# With fewer samples (for the Inception Score, in each split) a bootstrap says little, and a replicate can be
+# without any
 FEWEST = 30
 
-FRECHET_BYTES = 100e6  # of the replicates' moments together
+FRECHET_BYTES = 100e6  # for the sums of all replicates together
 
 _KEY = 2105_14080
-_WORDS = 16  # of 16 bits, that one count of the generator's counter gives
+_WORDS = 16  # words of 16 bits from each count of the generator's counter
 
-# Of a word u, the Poisson variable of mean 1 whose distribution function passes (u + 1/2)/2^16; its mean and
-# variance are 1 to 4e-5
+# For each word u, the value at which the distribution function of a Poisson variable of mean 1 passes
+# (u + 1/2)/2^16; mean and variance of these values are 1 to 4e-5
 _POISSON = np.searchsorted(
     np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)]), (np.arange(2**16) + 0.5) / 2**16
 ).astype(np.uint8)
 
 
 def weights(sample_ids: Int[np.ndarray, " n"], replicates: int = REPLICATES) -> UInt8[np.ndarray, "n r"]:
-    """How often each of the replicates counts each sample: from a Philox generator, at the id's own place."""
-    steps = -(-replicates // _WORDS)  # of the generator's counter, a sample
+    """How often each replicate counts each sample, from a Philox generator whose counter is set by the id."""
+    steps = -(-replicates // _WORDS)  # counts of the generator for a sample
     drawn = np.empty((len(sample_ids), replicates), np.uint8)
     start = 0
     for run in np.split(sample_ids, np.flatnonzero(np.diff(sample_ids) != 1) + 1):  # of ids without a gap
@@ -50,14 +50,20 @@ def weights(sample_ids: Int[np.ndarray, " n"], replicates: int = REPLICATES) -> 
 def interval(estimate: float, replicates: Float64[np.ndarray, " r"], *, lowest: float) -> list[float]:
     """95 % interval [low, high] for the figure of infinitely many samples.
 
-    The figure less its bias, ± 1.96 standard deviations, both as the replicates show them (Davison & Hinkley,
-    Bootstrap Methods and their Application, 1997, section 5.2.1). Their quantiles would not do: a replicate
-    has twice the figure's bias. And the ends of such an interval are less noisy than those by quantiles.
+    It is the figure less its bias, ± 1.96 standard deviations, with bias and deviation estimated from the
+    replicates (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.1). Quantiles of
+    the replicates would not do, because a replicate has twice the figure's bias; their ends would also be
+    noisier.
 
     Args:
         estimate: the figure of all samples.
         replicates: the same figure of each replicate.
-        lowest: that the figure can be.
+        lowest: the lowest possible value of the figure.
+
+    Example:
+        >>> low, high = interval(5.0, np.array([5.0, 6.0, 7.0]), lowest=0.0)  # bias 1, standard deviation 1
+        >>> f"{low:.2f} to {high:.2f}"
+        '2.04 to 5.96'
     """
     middle = 2 * estimate - replicates.mean()
     reach = Z * replicates.std(ddof=1)
@@ -65,15 +71,15 @@ def interval(estimate: float, replicates: Float64[np.ndarray, " r"], *, lowest: 
 
 
 class MeanReplicates:
-    """The mean of a number of each sample, by replicates."""
+    """The mean of a per-sample number, by each replicate."""
 
     def __init__(self, replicates: int = REPLICATES):
-        self._sums = np.zeros((2, replicates))  # of the numbers, and of ones
+        self._sums = np.zeros((2, replicates))  # of the numbers and of ones
 
     def add(
         self, values: Int[np.ndarray, " n"] | Float[np.ndarray, " n"], weights: UInt8[np.ndarray, "n r"]
     ) -> None:
-        """Takes the next samples' numbers."""
+        """Adds the next samples' numbers."""
         self._sums += np.stack([values, np.ones(len(values))]).astype(np.float64) @ weights
 
     def result(self) -> Float64[np.ndarray, " r"]:
@@ -82,15 +88,15 @@ class MeanReplicates:
 
 
 class FrechetReplicates:
-    """FID to a reference, by replicates.
+    """FID between the samples and a reference, by each replicate.
 
-    Each needs moments of its own: the sums of v v^T over its samples, where v is the vector of features less
-    the reference's mean (so that no large sums are subtracted) with a 1 before it.
+    A replicate keeps the sum of v v^T over its samples, where v is 1 followed by the vector of features less
+    the reference's mean (so that no large sums are subtracted).
     """
 
     @staticmethod
     def fit(num_samples: int, num_features: int, replicates: int = REPLICATES) -> bool:
-        """Whether the moments fit in memory, and the samples are enough for a replicate's covariance."""
+        """Whether the sums fit in memory, and the samples are enough for a replicate's covariance."""
         size = 8 * replicates * (num_features + 1) * (num_features + 2) / 2
         return size <= FRECHET_BYTES and num_samples >= ADVISED_SAMPLES_PER_FEATURE * num_features
 
@@ -100,7 +106,7 @@ class FrechetReplicates:
         self._sums = np.zeros((replicates, len(self._rows)))
 
     def add(self, features: Float[np.ndarray, "n d"], weights: UInt8[np.ndarray, "n r"]) -> None:
-        """Takes the next samples' features."""
+        """Adds the next samples' features."""
         block = max(int(16e6) // (8 * len(self._rows)), 1)  # 16 MB of products at a time
         for start in range(0, len(features), block):
             some = slice(start, start + block)

@@ -1,8 +1,8 @@
-"""The one door through which FID and the Inception Score get features and classes of images.
+"""Feature networks, which give FID, KID and the Inception Score the features and classes of images.
 
-A feature network is a frozen record: what it is called, the SHA-256 of its weights, the images it takes, and
-a pure function of uint8 images. Numbers made with different networks cannot be compared, so name, hash and
-preprocessing go into the identity of the moments (see evaluation/metrics/fid.py).
+A feature network is a frozen record: its name, the SHA-256 of its weights, the images it takes, and a pure
+function of uint8 images. Figures of different networks cannot be compared, so feature statistics keep the
+name, hash and preprocessing of their network (see evaluation/metrics/fid.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evaluation.metrics import inception
 from models import classifier
 from sde_lib.checks import require, require_choice
 
-Features = tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k"]]  # and logits
+Features = tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k"]]  # features and logits
 NAMES = (*classifier.CLASSIFIERS, *inception.FEATURES)
 
 
@@ -36,15 +36,21 @@ class FeatureNetwork:
     """A frozen network that turns images into features (for FID, KID, …) and class logits (for IS).
 
     Attributes:
-        name: as in ``config.eval.features``.
-        sha256: of the weights.
-        preprocessing: what happens to the uint8 images first, in words; part of the moments' identity.
+        name: one of NAMES.
+        sha256: SHA-256 of the weights.
+        preprocessing: what happens to the uint8 images first, in words.
         num_features: length d of a feature vector.
         num_classes: number k of logits.
-        image_shape: the (h, w, c) taken; None stands for any size.
+        image_shape: (h, w, c) of the images; None stands for any size.
         forward: uint8 images [b, h, w, c] -> (features [b, d], logits [b, k]), both float; jit-able, with the
             weights as pytree leaves, so that it can also be called inside a larger compiled program.
-        batch_size: images a call of the compiled program, rounded up to as many on each device.
+        batch_size: number of images per call of the compiled program, rounded up to equal numbers per device.
+
+    Example:
+        >>> network = load_features("digits")
+        >>> features, logits = network(np.zeros((3, 8, 8, 1), np.uint8))
+        >>> features.shape, logits.shape
+        ((3, 48), (3, 10))
     """
 
     name: str
@@ -64,13 +70,13 @@ class FeatureNetwork:
     ) -> Features:
         """Features [n, d] and logits [n, k] of any number of images, one batch at a time.
 
-        A batch is spread over this process's devices. Images that are on a device already do not come back
-        to the host. The last batch is filled up with copies of an image, so that one compiled program serves
-        all images of a size.
+        Each batch is split over this process's devices. Images that are already on a device do not return to
+        the host. The last batch is filled up with copies of an image, so that one compiled program serves all
+        images of a size.
 
         Args:
             images: on the host or on a device.
-            after_batch: called with the number of images in each batch that is done.
+            after_batch: called after each batch with its number of images.
 
         Raises:
             ValueError: for images that are not uint8, or not of the shape that the network takes.
@@ -82,7 +88,7 @@ class FeatureNetwork:
         devices = jax.local_device_count()
         batch_size = -(-self.batch_size // devices) * devices
         for start in range(0, len(images), batch_size):
-            # a copy: JAX keeps what it was given until its next call, and that would be all of the images
+            # a copy: JAX keeps its argument until its next call, and a view would keep all images
             batch = backend.array(images[start : start + batch_size])
             count = len(batch)
             if count < batch_size:
@@ -101,10 +107,10 @@ class FeatureNetwork:
             images.dtype == np.uint8,
             "images.dtype",
             str(images.dtype),
-            "uint8, grey levels 0 to 255",
+            "uint8 with grey levels 0 to 255",
             "convert floats with evaluation.store.samples.to_uint8",
         )
-        fix = "choose features made for these images by config.eval.features"
+        fix = "choose a feature network made for these images"
         if self.image_shape[-1] == 3 and images.ndim == 4 and images.shape[-1] in (1, 4):
             fix = {
                 1: "make grey images RGB with np.repeat(images, 3, axis=-1)",
@@ -128,36 +134,36 @@ def _over_devices(spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), ("device",)), spec)
 
 
-def load_features(name: str, inception_weights: str | None = None) -> FeatureNetwork:
-    """The feature network that ``config.eval.features`` names, with its weights on this process's devices.
+def load_features(features: str, inception_weights: str | None = None) -> FeatureNetwork:
+    """A feature network, with its weights on each of this process's devices.
 
     Args:
-        name: one of NAMES.
-        inception_weights: as ``config.eval.inception_weights``: a file or folder, or None for the cache
-            folder or the public address.
+        features: its name, one of NAMES.
+        inception_weights: the .pth file with the Inception network's weights; by default the one in the cache
+            folder, which is downloaded if it is absent.
 
     Raises:
-        ValueError: for a name that is unknown, or weights that are not those of that network.
-        FileNotFoundError: where the weights are absent, saying where to get them.
+        ValueError: for an unknown name, or for weights of another network.
+        FileNotFoundError: for absent weights, saying where to get them.
     """
-    require_choice("config.eval.features", name, NAMES)
-    if name in inception.FEATURES:
-        forward, sha256 = inception.load_forward(name, inception_weights)
+    require_choice("features", features, NAMES)
+    if features in inception.FEATURES:
+        forward, sha256 = inception.load_forward(features, inception_weights)
         return FeatureNetwork(
-            name=name,
+            name=features,
             sha256=sha256,
             preprocessing=inception.PREPROCESSING,
-            num_features=inception.FEATURES[name],
+            num_features=inception.FEATURES[features],
             num_classes=inception.NUM_CLASSES,
             image_shape=inception.IMAGE_SHAPE,
-            # a copy on each device, once, and not anew with each batch
+            # copied to each device once, not with each batch
             forward=jax.device_put(forward, _over_devices(PartitionSpec())),
             batch_size=64,
         )
-    forward, sha256 = classifier.load_forward(name)
-    network = classifier.CLASSIFIERS[name]
+    forward, sha256 = classifier.load_forward(features)
+    network = classifier.CLASSIFIERS[features]
     return FeatureNetwork(
-        name=name,
+        name=features,
         sha256=sha256,
         preprocessing=classifier.PREPROCESSING,
         num_features=network.num_features,

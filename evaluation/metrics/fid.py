@@ -1,8 +1,8 @@
 """FID: Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al., arXiv 1706.08500).
 
-Moments are kept in float64, grow by merging (so that a set of any size passes through in pieces) and carry
-what they are moments of: FID of different features or differently prepared images is not a number
-anyone can use, and is refused.
+The statistics of a set of features (their moments) are kept in float64 and merge, so that a set of any size
+can be processed in pieces. They carry their source, because FID between different features or differently
+prepared images means nothing, and is refused.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from pathlib import Path
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.store.files import atomic_file
-from sde_lib.checks import require
+from sde_lib.checks import refusal, require
 
-# Below this many samples a feature, the published advice for Inception (10,000 for 2048) is missed
+# The published advice for Inception is at least 10,000 samples for 2048 features
 ADVISED_SAMPLES_PER_FEATURE = 5
 
-ROWS = 2048  # of features in float64 at a time
+ROWS = 2048  # feature vectors in float64 at a time
 
-# The smallest eigenvalue whose root is taken, of the largest one; the root is then off by 1e-16 / sqrt(1e-6)
+# The smallest eigenvalue whose root is taken, relative to the largest: the root is off by 1e-16 / sqrt(1e-6)
 NEGLIGIBLE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What moments are moments of.
+    """The source of feature statistics: which features of which images.
 
     Attributes:
         features: name of the feature network.
-        features_sha256: of its weights.
+        features_sha256: SHA-256 of its weights.
         preprocessing: what it does to uint8 images first, in words.
-        data: the data set, or the run, that the images are from.
+        data: name of the data set, or "samples".
         split: the part of it, such as "all" or "train".
     """
 
@@ -51,7 +51,7 @@ class Source:
 
     @classmethod
     def of(cls, network: FeatureNetwork, *, data: str, split: str) -> Source:
-        """Moments of the features that ``network`` gives to this part of this data."""
+        """The network's features of this part of this data."""
         return cls(
             features=network.name,
             features_sha256=network.sha256,
@@ -61,31 +61,38 @@ class Source:
         )
 
 
-def require_comparable(first: Source, second: Source) -> None:
-    """Raises ValueError, saying which differ, unless features and preprocessing are the same."""
+def require_comparable(samples: Source, reference: Source) -> None:
+    """Raises ValueError, saying what differs, unless features and preprocessing are the same."""
     differing = [
-        f"{name} = {getattr(first, name)!r} and {getattr(second, name)!r}"
+        f"{name} = {getattr(reference, name)!r} instead of {getattr(samples, name)!r}"
         for name in ("features", "features_sha256", "preprocessing")
-        if getattr(first, name) != getattr(second, name)
+        if getattr(samples, name) != getattr(reference, name)
     ]
     require(
         not differing,
-        "features",
+        "reference",
         "; ".join(differing),
-        f"the same features and preprocessing for {first.data!r} and {second.data!r}",
-        "compute both moments again with one feature network",
+        f"of the same features and preprocessing as {samples.data!r}",
+        f"compute the statistics of {reference.data!r} again with this feature network",
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Number, mean and scatter of feature vectors.
+    """The statistics of a set of feature vectors: their number, mean and scatter.
 
     Attributes:
-        count: number n of vectors; None where a published file does not say.
+        count: number n of vectors; None if a published file does not say.
         mean: [d].
         scatter: [d, d], the sum over the vectors of (v − mean)(v − mean)^T; without a count, the covariance.
-        source: what they are moments of.
+        source: which features of which images.
+
+    Example:
+        >>> source = Source(features="f", features_sha256="", preprocessing="", data="example", split="all")
+        >>> features = np.array([[0.0], [1.0], [2.0]])
+        >>> moments = Moments.of(features[:1], source).merge(Moments.of(features[1:], source))
+        >>> moments.name, moments.mean.tolist(), moments.covariance.tolist()
+        ('example:all:3', [1.0], [[1.0]])
     """
 
     count: int | None
@@ -95,12 +102,12 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"], source: Source) -> Moments:
-        """Moments of features [n, d], n >= 1, of which only some are in float64 at a time.
+        """Statistics of features [n, d], n >= 1, of which only a part is in float64 at a time.
 
         Raises:
             ValueError: for no vectors, or for features that are not finite.
         """
-        require(len(features) > 0, "number of features", 0, "at least 1", "hand in some images")
+        require(len(features) > 0, "number of feature vectors", 0, "at least 1", "pass at least one image")
         parts = (features[start : start + ROWS] for start in range(0, len(features), ROWS))
         return reduce(Moments.merge, (Moments._of_part(part, source) for part in parts))
 
@@ -109,9 +116,9 @@ class Moments:
         unusable = int((~np.isfinite(features).all(axis=1)).sum())
         require(
             unusable == 0,
-            "features that are not finite",
-            f"{unusable} of {len(features)} in {source.data!r}",
-            "finite numbers only",
+            f"features of {source.data!r}",
+            f"NaN or infinity in {unusable} of {len(features)} vectors",
+            "finite numbers",
             f"check the weights of the feature network {source.features!r}",
         )
         vectors = features.astype(np.float64)
@@ -120,22 +127,17 @@ class Moments:
         return cls(count=len(vectors), mean=mean, scatter=vectors.T @ vectors, source=source)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together (Chan, Golub & LeVeque 1979: no difference of large sums).
+        """Statistics of both sets together (Chan, Golub & LeVeque 1979: no difference of large sums).
 
         Raises:
-            ValueError: if the two differ in anything of their source.
+            ValueError: for sets of different sources, or without a count.
         """
-        require(
-            self.source == other.source,
-            "source",
-            other.source,
-            f"{self.source} to merge with",
-            "merge moments of parts of one set only",
-        )
+        same, allowed = self.source == other.source, f"{self.source}, as of the other part"
+        require(same, "source", other.source, allowed, "merge only the statistics of parts of one set")
         ours, theirs = _known_count(self), _known_count(other)
         count = ours + theirs
         step = other.mean - self.mean
-        scatter = np.outer(step, step)  # in place from here: each matrix of 2048 dimensions is 34 MB
+        scatter = np.outer(step, step)  # in place from here on: a matrix of 2048 dimensions has 34 MB
         scatter *= ours * theirs / count
         scatter += self.scatter
         scatter += other.scatter
@@ -144,13 +146,13 @@ class Moments:
 
     @property
     def name(self) -> str:
-        """What they are of, as data:split:number."""
+        """The images, as data:split:number."""
         count = "unknown" if self.count is None else self.count
         return f"{self.source.data}:{self.source.split}:{count}"
 
     @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
-        """The unbiased estimate, as in the published FID.
+        """The unbiased estimate of the covariance, as in the published FID.
 
         Raises:
             ValueError: for fewer than two vectors.
@@ -159,41 +161,26 @@ class Moments:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the scatter, that is divided by them for the covariance: n − 1; without a count 1.
+        """The divisor that makes the scatter the covariance: n − 1; 1 without a count.
 
         Raises:
             ValueError: for fewer than two vectors.
         """
         if self.count is None:
             return 1
-        require(
-            self.count >= 2,
-            "number of samples",
-            self.count,
-            "at least 2 for a covariance",
-            "raise config.eval.num_samples",
-        )
+        require(self.count >= 2, "count", self.count, "at least 2 for a covariance", "use more samples")
         return self.count - 1
-
-
-def moments_of_images(
-    images: UInt8[np.ndarray, "n h w c"], network: FeatureNetwork, *, data: str, split: str
-) -> Moments:
-    """Moments of the network's features of images that fit in memory, such as a reference's."""
-    return Moments.of(network(images)[0], Source.of(network, data=data, split=split))
 
 
 def _known_count(moments: Moments) -> int:
     if moments.count is None:
-        raise ValueError(
-            f"count of the moments of {moments.source.data!r} = None: allowed is a number of vectors; "
-            "compute them from the images"
-        )
+        allowed = f"the number of vectors behind the statistics of {moments.source.data!r}"
+        raise ValueError(refusal("count", None, allowed, "compute the statistics from the images"))
     return moments.count
 
 
 def save_moments(path: Path, moments: Moments) -> None:
-    """Writes moments with their source, whole or not at all."""
+    """Writes statistics with their source to a file, whole or not at all."""
     with atomic_file(path) as file:
         np.savez(
             file,
@@ -216,22 +203,18 @@ def load_moments(path: Path) -> Moments:
 
 
 def fid(samples: Moments, reference: Moments) -> float:
-    """FID of samples to a reference.
+    """FID between samples and a reference.
 
     Raises:
-        ValueError: for moments of different features or preprocessing (saying which), of fewer than two
-            samples, or not finite.
+        ValueError: for statistics of different features or preprocessing (saying which), of fewer than two
+            vectors, or that are not finite.
     """
     require_comparable(samples.source, reference.source)
-    for moments in (samples, reference):
-        require(
-            bool(np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()),
-            "moments",
-            f"not finite for {moments.source.data!r}",
-            "finite numbers only",
-            "compute them again",
-        )
-    # by the scatters: without copies of them that only differ by a factor
+    for name, moments in (("samples", samples), ("reference", reference)):
+        finite = np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()
+        fix = "compute the statistics again"
+        require(finite, name, f"NaN or infinity for {moments.source.data!r}", "finite numbers", fix)
+    # by the scatters, without copies of them that differ by a factor only
     degrees = samples.degrees_of_freedom, reference.degrees_of_freedom
     variances = np.trace(samples.scatter) / degrees[0] + np.trace(reference.scatter) / degrees[1]
     product = _factor(samples.scatter).T @ _factor(reference.scatter)
@@ -259,35 +242,36 @@ def frechet_distance(
 def _distance(
     step: Float64[np.ndarray, " d"], variances: float, product: Float64[np.ndarray, "r s"]
 ) -> float:
-    """From the difference of the means, the sum of all variances, and A1^T A2."""
+    """The distance by the difference of the means, the sum of all variances, and A1^T A2."""
     distance = step @ step + variances - 2 * _nuclear_norm(product)
     return max(float(distance), 0.0)  # equal moments can come out at −1e-13
 
 
 def _factor(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
-    """A with A A^T = covariance and as many columns as its rank: Cholesky with pivots.
+    """A with A A^T = covariance and as many columns as its rank, by Cholesky with pivots.
 
-    It stops where what is left is d machine epsilons of the largest variance (LAPACK's default): rounding.
+    It stops when the largest remaining variance is below d machine epsilons of the largest variance (LAPACK's
+    default), which is rounding noise.
     """
     (pstrf,) = scipy.linalg.get_lapack_funcs(("pstrf",), (covariance,))
     factor, pivots, rank, _ = pstrf(covariance, lower=1)
     columns = np.zeros((len(covariance), rank))
-    for row, pivot in enumerate(pivots - 1):  # what is above the diagonal is not of the factor
+    for row, pivot in enumerate(pivots - 1):  # the part above the diagonal does not belong to the factor
         columns[pivot, : row + 1] = factor[row, : min(row + 1, rank)]
     return columns
 
 
 def _nuclear_norm(matrix: Float64[np.ndarray, "m n"]) -> float:
-    """The sum of the singular values, to rounding of the largest one for each.
+    """The sum of the singular values, each exact to rounding of the largest.
 
-    They are roots of eigenvalues of M^T M, found many times as fast as by LAPACK's SVD, which spends itself
-    on matrix-vector products. But an eigenvalue is exact to rounding of the largest, so its root only where
-    it is not much smaller. The others are found again, free of the large ones: M restricted to their
+    They are the roots of the eigenvalues of M^T M, which are many times as fast to find as LAPACK's SVD with
+    its matrix-vector products. But an eigenvalue is exact to rounding of the largest one only, so the root of
+    a much smaller one is not. Those are computed again, free of the large ones, by restricting M to their
     eigenvectors.
     """
     total = 0.0
     while matrix.size:
-        # in place: numpy's would have three such matrices more at a time
+        # in place: numpy's needs three more such matrices at a time
         eigenvalues, vectors = scipy.linalg.eigh((matrix.T @ matrix).T, overwrite_a=True, driver="evd")
         largest = eigenvalues[-1]
         if largest <= 0:
@@ -299,16 +283,16 @@ def _nuclear_norm(matrix: Float64[np.ndarray, "m n"]) -> float:
 
 
 class Extrapolation:
-    """FID of growing numbers of samples while they stream, on to infinitely many (arXiv 1911.07023).
+    """FID of growing numbers of samples, extrapolated to infinitely many (arXiv 1911.07023).
 
-    The bias of FID falls as 1/N, so that a line in 1/N meets 0 at FID without it. The published method draws
-    its sets of N samples at random from all. Samples that are independent of their order, as those of
-    consecutive ids are, make this needless: the first N of them are as random a set as any.
+    The bias of FID falls as 1/N, so a line fitted to FID in 1/N gives the unbiased FID at 1/N = 0. The
+    published method draws its sets of N samples at random from all samples. Here the first N serve: samples
+    of consecutive ids are independent of their order, so the first N are as random a set as any.
 
     Args:
-        num_samples: of all; the sets go from a tenth of them (but two a feature at least: fewer do not lie on
-            the line) to all, evenly.
-        reference: what FID is to.
+        num_samples: number of all samples. The sizes of the sets are evenly spaced, from a tenth of it (but
+            at least two samples per feature: smaller sets do not lie on the line) to all.
+        reference: statistics of the data.
 
     Raises:
         ValueError: for too few samples for a line.
@@ -325,41 +309,41 @@ class Extrapolation:
         self._fids: list[float] = []
 
     def add(self, before: Moments | None, features: Float[np.ndarray, "n d"], source: Source) -> None:
-        """Takes the next samples' features, and the moments of all that came before them."""
+        """Adds the next samples' features, given the statistics of all samples before them."""
         start = 0 if before is None else _known_count(before)
-        for size in self._sizes[:-1]:  # FID of the last one, of all, is known anyway
+        for size in self._sizes[:-1]:  # FID of all samples is known anyway
             if start < size <= start + len(features):
                 first = Moments.of(features[: size - start], source)
                 first = first if before is None else before.merge(first)
                 self._fids.append(fid(first, self._reference))
 
     def result(self, fid_of_all: float) -> float:
-        """The line's value at 1/N = 0. It is not biased, so that it can come out below 0."""
+        """The line's value at 1/N = 0. As an unbiased estimate it can be below 0."""
         line = np.polynomial.Polynomial.fit(1 / self._sizes, [*self._fids, fid_of_all], 1)
         return float(line(0.0))
 
 
 def require_enough_for_line(num_samples: int, num_features: int) -> None:
-    """Raises ValueError for samples too few to extrapolate FID: to call before anything is sampled."""
+    """Raises ValueError for too few samples to extrapolate FID; to be called before anything is sampled."""
     fewest = ADVISED_SAMPLES_PER_FEATURE * num_features
     require(
         num_samples >= fewest,
-        "config.eval.fid_infinity",
+        "fid_infinity",
         True,
-        f"from {fewest} samples ({ADVISED_SAMPLES_PER_FEATURE} for each of {num_features} features), and "
-        f"config.eval.num_samples is {num_samples}",
-        "raise it, or set config.eval.fid_infinity = False",
+        f"False for {num_samples} samples: a line needs {fewest}, {ADVISED_SAMPLES_PER_FEATURE} for each of "
+        f"{num_features} features",
+        f"raise num_samples to {fewest}, or set fid_infinity to False",
     )
 
 
 def warn_if_few(num_samples: int, network: FeatureNetwork) -> None:
-    """Warns, with the reason, where FID says more about the number of samples than about the samples."""
+    """Warns, with the reason, if FID says more about the number of samples than about the samples."""
     advised = ADVISED_SAMPLES_PER_FEATURE * network.num_features
     if num_samples < advised:
         warnings.warn(
             f"FID of {num_samples} samples in the {network.num_features} dimensions of {network.name!r} is "
             "biased upwards: the covariance of so few is far from the distribution's"
             + (", and singular" if num_samples <= network.num_features else "")
-            + f". Compare it with FIDs of as many samples only, or set config.eval.num_samples = {advised}",
+            + f". Compare it only with FIDs of as many samples, or raise num_samples to {advised}",
             stacklevel=2,
         )

@@ -1,15 +1,15 @@
-"""The Inception network of 2015-12-05 that published FID and Inception Scores are made with, in JAX.
+"""The Inception network of 2015-12-05 with which published FIDs and Inception Scores are computed, in JAX.
 
-Its graph (``classify_image_graph_def.pb``, after Szegedy et al., arXiv 1512.00567) is not the Inception v3 of
-today's model collections, and FID tells them apart:
+The original graph (``classify_image_graph_def.pb``, after Szegedy et al., arXiv 1512.00567) differs from the
+Inception v3 of today's model collections, and so do their FIDs:
 
-- images are resized to 299×299 as TensorFlow 1 did, from the corners instead of the pixels' centres;
-- average pooling does not count the border that it pads with;
-- the last block pools by the maximum where all others take the average;
+- images are resized to 299×299 as in TensorFlow 1, from the corners instead of the pixels' centres;
+- average pooling does not count the padding;
+- the last block has maximum pooling where all others have average pooling;
 - there are 1008 classes, of which 1000 are in use;
 - pixels become (x − 128)/128, never quite 1.
 
-Layers are named as in the PyTorch file of these weights. Batch normalization is part of the convolutions
+Layers have the names in the PyTorch file of these weights. Batch normalisation is part of the convolutions
 here: evaluation/metrics/inception_weights.py multiplies it in.
 """
 
@@ -38,12 +38,12 @@ def load_forward(name: str, weights: str | None = None) -> tuple[Partial, str]:
 
     Args:
         name: one of FEATURES.
-        weights: a file or folder with the weights; None looks in the cache folder, then downloads.
+        weights: the .pth file with the weights; by default the one in the cache folder, or a download.
 
     Returns:
-        forward: uint8 images [b, h, w, 3] of any size -> (features [b, FEATURES[name]], logits [b, 1008]),
-            the weights its pytree leaves.
-        sha256: of the weights themselves, so that the same weights in another format have the same one.
+        forward: uint8 images [b, h, w, 3] of any size -> (features [b, FEATURES[name]], logits [b, 1008]);
+            the weights are its pytree leaves.
+        sha256: SHA-256 of the weights themselves, the same for the same weights in another file.
 
     Raises:
         FileNotFoundError, ValueError: as ``inception_weights.load``.
@@ -56,13 +56,14 @@ def load_forward(name: str, weights: str | None = None) -> tuple[Partial, str]:
 
 
 def resize(images: UInt8[Array, "b h w c"], side: int = SIDE) -> Float32[Array, "b {side} {side} c"]:
-    """Bilinear as TensorFlow 1 did it: pixel i of the result lies at i·(size/side) of the image.
+    """Bilinear resizing as in TensorFlow 1: pixel i of the result lies at i·(size/side) of the image.
 
-    No half-pixel centres, no filter where the image shrinks, the last row and column repeated past the edge.
+    There are no half-pixel centres and no filter for smaller sizes; the last row and column repeat past the
+    edge.
     """
 
     def positions(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # float32, as there: a rounding here decides which two pixels are mixed
+        # float32, as there: its rounding decides which two pixels are interpolated
         place = np.arange(side, dtype=np.float32) * (np.float32(size) / np.float32(side))
         first = np.floor(place).astype(np.int32)
         return first, np.minimum(first + 1, size - 1), place - first
@@ -79,6 +80,9 @@ class Inception(nn.Module):
 
     Features are averages over the image: 64 after the first max pooling, 192 after the second, 768 before
     Mixed_7a, 2048 at the end. Logits lack the bias, as in the published Inception Scores (arXiv 1606.03498).
+
+    Attributes:
+        num_features: 64, 192, 768 or 2048.
     """
 
     num_features: int = 2048
@@ -91,7 +95,7 @@ class Inception(nn.Module):
     def of_resized(
         self, x: Float32[Array, "b 299 299 3"]
     ) -> tuple[dict[int, Float[Array, "b d"]], Float[Array, "b 1008"]]:
-        """The averages of every length, by their length, and the logits, of images with values 0 to 255."""
+        """The averages of every length, by length, and the logits of images with values 0 to 255."""
         x = (x - 128) / 128
 
         x = convolution("Conv2d_1a_3x3", x, 32, (3, 3), stride=2, border=False)  # 149
@@ -124,7 +128,7 @@ class Inception(nn.Module):
         return averages, logits
 
 
-# float32 on every device: by default a TPU would multiply in bfloat16 and a GPU in TF32, and FID would follow
+# float32 on every device: by default a TPU multiplies in bfloat16 and a GPU in TF32, which changes FID
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -132,8 +136,8 @@ def convolution(
     name: str, x: Array, channels: int, window: tuple[int, int], *, stride: int = 1, border: bool = True
 ) -> Array:
     """A convolution and its ReLU; without a border, only where the window lies within the image."""
-    # Without stride the border is cut off afterwards: the same numbers, and XLA's convolution without padding
-    # is a third as fast on CPUs
+    # At stride 1 the border is cut off afterwards. That gives the same numbers, and on CPUs XLA's convolution
+    # without padding is only a third as fast
     padding = "SAME" if border or stride == 1 else "VALID"
     x = nn.Conv(channels, window, stride, padding, precision=PRECISION, name=name)(x)
     if not border and stride == 1:
@@ -141,12 +145,12 @@ def convolution(
     return nn.relu(x)
 
 
-# Pooling by one axis after the other, as sums and maxima of shifted images: on CPUs at least twice as fast as
-# XLA's windowed reductions
+# Pooling along one axis after the other, as sums and maxima of shifted images: on CPUs at least twice as fast
+# as XLA's windowed reductions
 
 
 def maximum(x: Array) -> Array:
-    """Over windows of 3×3, two apart, none beyond the border."""
+    """Maximum over windows of 3×3 pixels, two apart, that lie in the image."""
     for axis in (1, 2):
         end = x.shape[axis]
         first, second, third = (jax.lax.slice_in_dim(x, k, end - 2 + k, 2, axis) for k in range(3))
@@ -155,7 +159,7 @@ def maximum(x: Array) -> Array:
 
 
 def maximum_around(x: Array) -> Array:
-    """Over the 3×3 pixels around each, as far as they lie in the image."""
+    """Maximum over the 3×3 pixels around each one, as far as they lie in the image."""
     for axis in (1, 2):
         before, after = _neighbours(x, axis, beyond=-jnp.inf)
         x = jnp.maximum(jnp.maximum(before, x), after)
@@ -163,17 +167,17 @@ def maximum_around(x: Array) -> Array:
 
 
 def average_around(x: Array) -> Array:
-    """Over the 3×3 pixels around each, as far as they lie in the image."""
+    """Average over the 3×3 pixels around each one, as far as they lie in the image."""
     for axis in (1, 2):
         before, after = _neighbours(x, axis, beyond=0.0)
         count = np.full(x.shape[axis], 3, np.float32)
-        count[[0, -1]] = 2  # what is beyond the border is not counted
+        count[[0, -1]] = 2  # at the border
         x = (before + x + after) / np.expand_dims(count, [other for other in range(4) if other != axis])
     return x
 
 
 def _neighbours(x: Array, axis: int, *, beyond: float) -> tuple[Array, Array]:
-    """The pixels before and after each along an axis."""
+    """The pixels before and after each one along an axis."""
     size = x.shape[axis]
     padded = jnp.pad(x, [(1, 1) if other == axis else (0, 0) for other in range(4)], constant_values=beyond)
     before, after = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in (0, 2))

@@ -1,6 +1,6 @@
 """KID: the squared MMD of features under a cubic kernel (Bińkowski et al., arXiv 1801.01401).
 
-Unlike FID its estimate is unbiased at any number of samples, and needs no Gaussian.
+Unlike the estimate of FID, that of KID is unbiased for any number of samples, and assumes no Gaussian.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ def kid(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the squared MMD over random blocks of both sets.
 
-    The kernel is (x·y/d + 1)^3. A block is drawn without replacement; the cost does not grow with the number
+    The kernel is (x·y/d + 1)^3. A block is drawn without replacement. The cost does not grow with the number
     of samples.
+
+    Args:
+        samples: features [n, d] of the samples.
+        reference: features [m, d] of the data.
+        blocks: number of blocks.
+        block_size: number of vectors of each set in a block.
+        seed: of the draw.
 
     Raises:
         ValueError: for a block size below 2 or above the number of samples in either set.
@@ -34,8 +41,8 @@ def kid(
         2 <= block_size <= largest,
         "block_size",
         block_size,
-        f"2 to {largest}, the smaller number of samples",
-        "lower block_size or take more samples",
+        f"from 2 to {largest}, the size of the smaller set",
+        "lower block_size, or use more samples",
     )
     random = np.random.default_rng(seed)
 
@@ -47,13 +54,13 @@ def kid(
 
 
 def squared_mmd(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m d"]) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy; it can be below zero."""
+    """The unbiased estimate of the squared maximum mean discrepancy; it can be negative."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         k = a @ b.T / a.shape[1] + 1
         return k * k * k  # many times faster than k**3
 
-    def mean_of_pairs(a: np.ndarray) -> float:  # of different vectors
+    def mean_of_pairs(a: np.ndarray) -> float:  # over pairs of different vectors
         k = kernel(a, a)
         return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
 

@@ -1,4 +1,4 @@
-"""What the devices do while samples are drawn: recorded for the usual viewers, and its longest operations."""
+"""A profile of the devices during sampling: recorded for the usual viewers, with its longest operations."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ import numpy as np
 from etils import epath
 
 import solvers
-from evaluation.runs.results import claim_workdir
 from evaluation.runs.run import Run, drawing
 from evaluation.runs.tables import markdown
+from evaluation.store import workdir as workdirs
 from evaluation.store.files import is_local, make_folder
 from sde_lib.checks import require
 
-# Until the calls of the compiled loop have their full length, and then recorded. Two seconds of the digits
-# network are 10 MB; those of a run would be gigabytes.
+# The warm-up lasts until calls of the compiled loop have their full length. Two seconds of the digits network
+# take 10 MB; a whole run would take gigabytes.
 WARM_UP_SECONDS = 2.0
 SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What a device ran, as the compiler calls it.
+    """An operation of a device, by the compiler's name.
 
     Attributes:
         name: of the kernel (GPU) or the operation (CPU, TPU).
-        seconds: of all its calls in the recording together, without those of operations inside it.
-        share: of the seconds of all operations.
+        seconds: total time of its calls in the recording, without the operations inside it.
+        share: of the total time of all operations.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Operation:
 
 @contextlib.contextmanager
 def recorded(folder: epath.PathLike) -> Iterator[None]:
-    """Records what devices and host do inside, below plugins/profile/ in a local folder."""
+    """Records devices and host inside the context, below plugins/profile/ in a local folder."""
     jax.profiler.start_trace(folder, create_perfetto_trace=True)
     try:
         yield
@@ -54,11 +54,11 @@ def recorded(folder: epath.PathLike) -> Iterator[None]:
 
 
 def record_sampling(run: Run, workdir: epath.PathLike) -> str:
-    """Records two seconds of a run's sampling to profile/ in its workdir; returns what to say of it.
+    """Records two seconds of a run's sampling to profile/ in its workdir; returns a report for people.
 
     The samples are drawn for the recording alone, by the loop and the lanes of the run itself, and thrown
-    away: so recording slows nothing that the run reports (it finds its loop compiled), and one that has all
-    its samples is recorded too. A call of the loop that takes longer than two seconds is recorded to its end.
+    away. So the recording slows nothing that the run reports, and a run that has all its samples can be
+    recorded too. A call of the loop that takes longer than two seconds is recorded to its end.
 
     Raises:
         ValueError: for a workdir that is not local, or that holds another config's samples.
@@ -68,10 +68,10 @@ def record_sampling(run: Run, workdir: epath.PathLike) -> str:
         is_local(workdir),
         "--workdir",
         str(workdir),
-        "a local folder with --profile, which JAX writes",
-        "drop --profile, or name a local one",
+        "a local folder with --profile, since JAX writes the recording",
+        "drop --profile, or name a local folder",
     )
-    claim_workdir(workdir, run.identity)
+    workdirs.claim(workdir, run.identity)
     folder = Path(workdir) / "profile"
     make_folder(folder)
     draw, lanes = drawing(run)
@@ -90,7 +90,7 @@ def record_sampling(run: Run, workdir: epath.PathLike) -> str:
 
 
 def _draw(sampling: Iterable[solvers.Solution], seconds: float) -> int:
-    """Network calls in so many seconds, or a little more: the loop is left between two of its calls."""
+    """Number of network calls in so many seconds, or a little more: the loop ends between two calls."""
     calls, since = 0, time.perf_counter()
     for part in sampling:
         calls += part.network_calls
@@ -100,14 +100,14 @@ def _draw(sampling: Iterable[solvers.Solution], seconds: float) -> int:
 
 
 def latest(folder: epath.PathLike) -> Path:
-    """Where the last recording is among those that were made to a folder."""
+    """The folder of the last recording in a folder."""
     return max((Path(folder) / "plugins" / "profile").iterdir())  # they are named by date and time
 
 
 def longest_operations(folder: epath.PathLike, *, count: int = 10) -> list[Operation]:
-    """What took most of the devices' time in the last recording to a folder, the longest first.
+    """The operations that took most of the devices' time in the last recording, the longest first.
 
-    Empty where the devices were not recorded: drivers of GPUs may allow that to administrators alone.
+    Empty where the devices were not recorded: GPU drivers may allow that to administrators only.
     """
     seconds: dict[str, float] = defaultdict(float)
     (path,) = latest(folder).glob("*.xplane.pb")
@@ -130,7 +130,7 @@ def _operations(plane: str, line: Any) -> list[Any]:
 
 
 def _seconds(events: Iterable[Any]) -> list[tuple[str, float]]:
-    """Names and own times: without the events that lie within, so that no loop's body counts twice."""
+    """Names and own times, without the events inside each, so that no loop's body counts twice."""
     own: list[float] = []
     around: list[tuple[float, int]] = []  # (end, place) of those that have not ended yet, outermost first
     # of those that start together, the longest is around the others

@@ -1,15 +1,17 @@
-"""A table of the paper made again: ours beside the published, what cannot be made shown as absent."""
+"""A table of the paper, run again: our numbers beside the published ones, absent where a cell cannot run."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from evaluation.runs import tables
+import configs
+from configs.tables import METHODS, MODELS, TABLES, Table
+from evaluation.metrics.measurement import Measurement
+from evaluation.runs import measurement, tables
 from evaluation.runs.run import Run, prepare
 from evaluation.runs.sweep import cells_bar, checked, measured, with_settings
 from models import checkpoints
@@ -19,13 +21,8 @@ Key = tuple[str, str, float | None]  # model, method and eps_rel of a cell
 
 def reproduce(
     name: str,
-    table: Any,
     workdir: PurePath,
     *,
-    models: Mapping[str, Any],
-    methods: Mapping[str, str],
-    get_config: Callable[[str], Any],
-    measures: Callable[[Any], dict[str, Any]],
     command: str,
     num_samples: int | None = None,
     seeds: int | None = None,
@@ -33,16 +30,13 @@ def reproduce(
 ) -> str:
     """Runs the cells of a table whose checkpoint and features are there; writes table_NAME.md, .csv and .png.
 
-    Every cell that can be run is checked before the first is sampled, and each is a run of its own below
-    workdir/cells, so that a killed table goes on where it was.
+    Every cell that can be run is checked before the first is sampled. Each is a run of its own below
+    workdir/cells, so that a table that was interrupted continues where it was.
 
     Args:
-        name: of the table.
-        table, models, methods: see configs/tables.py.
-        get_config: a model's config, by the name of its file.
-        measures: from a config to ``network``, ``reference`` and ``compared`` of ``evaluation.runs.run``;
-            ValueError or OSError where they are absent.
-        command: that makes the table again.
+        name: a key of ``configs.tables.TABLES``.
+        workdir: gets the table, the plot and cells/.
+        command: the command that makes this table.
         num_samples, seeds, batch_size: of every cell, instead of the table's (batch_size: the config's).
 
     Returns:
@@ -52,7 +46,8 @@ def reproduce(
         ValueError: for a setting that a solver does not take, before anything is sampled.
         OSError: for a disk that refuses a file; what was finished is kept.
     """
-    found, absent = _find(table, models, get_config=get_config, measures=measures)
+    table = TABLES[name]
+    found, absent = _find(table)
     own = {"eval.num_samples": num_samples or table.num_samples}
     if batch_size is not None:
         own["eval.batch_size"] = batch_size
@@ -62,7 +57,7 @@ def reproduce(
         settings = {**own, **cell.settings, "seed": seed}
         settings |= {f"solver.{key}": value for key, value in steps.items()}
         prepared = prepare(
-            with_settings(config, settings), name=models[cell.model].config, checkpoint=checkpoint
+            with_settings(config, settings), name=MODELS[cell.model].config, checkpoint=checkpoint
         )
         return checked(prepared)
 
@@ -81,11 +76,13 @@ def reproduce(
                 if cell.steps_of_adaptive:
                     nfe = adaptive[cell.model, "adaptive", cell.eps_rel]
                     prepared = run(cell, seed, num_steps=max(1, round(nfe) - 1))  # one is the denoising
-                results.append(measured(prepared, workdir, bar=bar, cost=costs[i], **found[cell.model][2]))
+                results.append(
+                    measured(prepared, workdir, bar=bar, cost=costs[i], measurement=found[cell.model][2])
+                )
             if results:
                 nfe = float(np.mean([result["nfe_mean"] for result in results]))
                 adaptive.setdefault((cell.model, cell.method, cell.eps_rel), nfe)
-            model, method = models[cell.model].title, methods[cell.method]
+            model, method = MODELS[cell.model].title, METHODS[cell.method]
             rows.append(
                 tables.Row(
                     labels={"model": model, "method": method, "setting": cell.variant},
@@ -99,37 +96,31 @@ def reproduce(
     return tables.write(workdir, f"table_{name}", rows, title=table.title, command=command, notes=table.notes)
 
 
-Found = tuple[Any, str, dict[str, Any]]  # config, checkpoint and measures of a model
+Found = tuple[Any, str, Measurement]  # config, checkpoint and measurement of a model
 
 
-def _find(
-    table: Any,
-    models: Mapping[str, Any],
-    *,
-    get_config: Callable[[str], Any],
-    measures: Callable[[Any], dict[str, Any]],
-) -> tuple[dict[str, Found], dict[str, str]]:
+def _find(table: Table) -> tuple[dict[str, Found], dict[str, str]]:
     """The table's models that can be sampled and measured, and why the others cannot."""
     found: dict[str, Found] = {}
     absent: dict[str, str] = {}
-    measured: dict[tuple[str, str], dict[str, Any]] = {}  # of models of the same data, once
+    measures: dict[tuple[str, str], Measurement] = {}  # of models of the same data, once
     for key in dict.fromkeys(cell.model for cell in table.cells):
-        config = get_config(models[key].config)
-        checkpoint = find_checkpoint(models[key].checkpoint)
+        config = configs.load(MODELS[key].config)
+        checkpoint = find_checkpoint(MODELS[key].checkpoint)
         if checkpoint is None:
             absent[key] = (
-                f"there is no checkpoint at {models[key].checkpoint}, with or without .pth; "
+                f"there is no checkpoint at {MODELS[key].checkpoint}, with or without .pth; "
                 "docs/checkpoints.md says where to get it"
             )
             continue
         features = config.eval.features, config.data.name
         try:
-            if features not in measured:
-                measured[features] = measures(config)
+            if features not in measures:
+                measures[features] = measurement.from_config(config)
         except (ValueError, OSError) as error:
-            absent[key] = f"the features or the data to compare with are absent: {error}"
+            absent[key] = f"the features or the reference are absent: {error}"
             continue
-        found[key] = config, checkpoint, measured[features]
+        found[key] = config, checkpoint, measures[features]
     return found, absent
 
 

@@ -1,12 +1,13 @@
-"""Results with the identity of the run that made them: what the numbers are of, and what made them.
+"""Results with what made them: the config's identity, the checkpoint, the code and the machine.
 
-A workdir holds one config's samples. ``config_identity`` names everything that determines a sample, and
-nothing that does not (how many, how batched, where to), so that a folder knows its own config from others.
+A workdir holds one config's samples. ``config_identity`` names everything that decides a sample, and nothing
+else (not how many, how batched, where to), so that a folder can tell its own config from others.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,17 @@ import jax
 import numpy as np
 from etils import epath
 
+import configs
+from configs.keys import SAMPLES, deciding
 from evaluation.store.files import atomic_file, explained, is_local, make_folder, read_file
-from sde_lib import SDE, require
+from sde_lib import SDE
 from solvers import Solver
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
-# Of the model's settings: where its weights are (their hash counts instead), and what only training uses
-NOT_OF_THE_SAMPLES = ("checkpoint", "dropout", "init_scale")
+# Keys of the groups sde and solver that are not settings of the objects made from them
+_NAMES = ("sde.name", "solver.name", "solver.denoise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,27 +41,27 @@ class Result:
     """One line of results.jsonl.
 
     Attributes:
-        config_hash, checkpoint_sha256: of what determines the samples; the latter is None for a score without
-            a checkpoint.
-        git_commit: of the code, "+changes" added where files differ from it; None outside a repository.
+        config_hash, checkpoint_sha256: of what decides the samples; the latter is None for a score without a
+            checkpoint.
+        git_commit: of the code, with "+changes" where files differ from it; None outside the repository.
         features: the feature network of fid, is_mean and is_std, as name:sha256; None if none was used.
-        reference: what FID is to, as data:split:number.
-        num_samples: that all figures are over.
-        fid: to ``reference``.
-        is_mean, is_std: the Inception Score over its splits.
-        fid_interval, is_interval, nfe_interval: 95 % intervals [low, high] of fid, is_mean and nfe_mean, None
+        reference: the reference of FID, as data:split:number.
+        num_samples: number of samples behind all figures.
+        fid: Fréchet distance to ``reference``.
+        is_mean, is_std: Inception Score, mean and deviation over its splits.
+        fid_interval, is_interval, nfe_interval: 95 % intervals [low, high] of fid, is_mean and nfe_mean; None
             where a bootstrap cannot give them (evaluation/metrics/bootstrap.py).
         nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
-        nfe_lockstep: by the published convention, see evaluation/metrics/figures.py.
+        nfe_lockstep: evaluations by the published convention, see evaluation/metrics/figures.py.
         rejected: mean number of rejected steps a sample.
-        failed: number of samples that did not complete. It and the four above are None for images that were
-            made elsewhere.
+        failed: number of samples that did not complete. It and the four above are None for images from
+            another source.
         lane_utilization: share of the network's rows that advanced a sample; None if nothing was sampled.
         samples_per_second: of the sampling in this run, without compilation; None if nothing was sampled.
         seconds_compile: None if nothing was sampled. It and the two above are of the process that measured.
         devices: kind and number, as "cpu x 1".
-        versions: of the packages that compute.
-        extra: further figures, by name; they stand beside the others in the file.
+        versions: versions of the packages that compute, and of this one where it is installed.
+        extra: further figures by name; they stand beside the others in the file.
     """
 
     config_hash: str
@@ -86,11 +90,15 @@ class Result:
 
     @classmethod
     def of(cls, figures: dict[str, Any], *, extra: dict[str, Any], **others: Any) -> Result:
-        """From the figures of ``evaluation.metrics.figures``; those without a field here go into ``extra``."""
+        """From the figures of ``evaluation.metrics.figures.evaluate``, adding what made them.
+
+        Figures without a field here go into ``extra``.
+        """
         own = {field.name for field in dataclasses.fields(cls)}
         further = {name: value for name, value in figures.items() if name not in own}
         fields = {name: value for name, value in figures.items() if name in own}
-        return cls(**fields, **others, extra=extra | further)
+        made_by = {"git_commit": git_commit(), "devices": devices(), "versions": versions()}
+        return cls(**fields, **others, **made_by, extra=extra | further)
 
     def line(self) -> str:
         """JSON with every key, null for what is None or not finite."""
@@ -101,7 +109,7 @@ class Result:
 
 
 def append(workdir: epath.PathLike, result: Result) -> None:
-    """Adds a line to workdir/results.jsonl, after cutting off a line that an earlier run left torn.
+    """Adds a line to workdir/results.jsonl; a torn line that an interruption left is cut off first.
 
     Raises:
         OSError: with the path, the reason and the fix.
@@ -124,7 +132,7 @@ def append(workdir: epath.PathLike, result: Result) -> None:
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The results in workdir/results.jsonl, oldest first; a torn last line is passed over.
+    """The results in workdir/results.jsonl, oldest first; a torn last line is skipped.
 
     Raises:
         ValueError: naming a line before the last one that is not JSON.
@@ -141,26 +149,11 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def find(
-    workdir: epath.PathLike,
-    *,
-    config_hash: str,
-    num_samples: int,
-    features: str | None,
-    reference: str | None,
-    compared: int,
-    fid_infinity: bool,
+    workdir: epath.PathLike, wanted: Mapping[str, Any], *, having: Iterable[str] = ()
 ) -> dict[str, Any] | None:
-    """The newest result of this config of so many samples with these features and reference, or None.
-
-    Args:
-        compared, fid_infinity: figures that it has to have, as ``config.eval`` names them.
-    """
-    wanted = {"config_hash": config_hash, "num_samples": num_samples}
-    wanted |= {"features": features, "reference": reference}
-    if compared:
-        wanted["compared"] = compared
+    """The newest result with these values and with all keys of ``having``; None if there is none."""
     for result in reversed(read(workdir)):
-        if wanted.items() <= result.items() and (not fid_infinity or "fid_infinity" in result):
+        if wanted.items() <= result.items() and all(key in result for key in having):
             return result
     return None
 
@@ -172,29 +165,26 @@ def _end_of_whole_lines(content: bytes) -> int:
 def config_identity(
     config: Any, *, sde: SDE, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
-    """Everything that determines the samples, and its hash.
+    """Everything that decides the samples, and its hash.
 
     Args:
-        config: the whole config. Not part of the identity: number and batching of samples, paths, training.
-        sde, solver: made from ``config.sde`` and ``config.solver``. They hold the settings that this SDE and
-            this solver use, so that those of others do not count.
-        checkpoint_sha256: of the weights, None if there are none.
+        config: the whole config; configs/keys.py says which of its keys decide the samples.
+        sde, solver: made from ``config.sde`` and ``config.solver``. They hold the settings that this process
+            and this solver have, defaults included; the settings of others do not count.
+        checkpoint_sha256: of the weights; None without a checkpoint.
 
     Returns:
-        identity: config key, dotted -> value, and checkpoint_sha256; JSON types only.
+        identity: dotted config key -> value, and checkpoint_sha256; JSON types only.
         hash: 16 hexadecimal digits.
     """
-    model = {name: value for name, value in config.model.items() if name not in NOT_OF_THE_SAMPLES}
-    data = {name: config.data[name] for name in ("name", "image_size", "num_channels", "centered")}
-    identity = {
-        "checkpoint_sha256": checkpoint_sha256,
-        "seed": config.seed,
-        **_keys("sde", {"name": config.sde.name, **vars(sde)}),
-        **_keys("solver", {"name": config.solver.name, "denoise": config.solver.denoise, **vars(solver)}),
-        **_keys("model", model),
-        **_keys("data", data),
-        "eval.max_evaluations": config.eval.max_evaluations,
+    settings = {f"sde.{name}": value for name, value in vars(sde).items()}
+    settings |= {f"solver.{name}": value for name, value in vars(solver).items()}
+    others = {
+        key: value
+        for key, value in configs.flat(config).items()
+        if key in deciding(SAMPLES) and (key in _NAMES or not key.startswith(("sde.", "solver.")))
     }
+    identity = {"checkpoint_sha256": checkpoint_sha256, **others, **settings}
     text = json.dumps(_plain(identity), sort_keys=True)
     return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -211,50 +201,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
-def _keys(group: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{group}.{name}": value for name, value in values.items()}
-
-
-def claim_workdir(workdir: epath.PathLike, identity: dict[str, Any]) -> None:
-    """Makes the folder this config's: writes identity.json, or finds it there.
-
-    Raises:
-        ValueError: if the folder holds another config's samples, with the keys that differ and both values.
-        OSError: if it cannot be written, with the path, the reason and the fix.
-    """
-    path = epath.Path(workdir) / "identity.json"
-    if read_file(path) is None:
-        make_folder(workdir)
-        with atomic_file(path) as file:
-            file.write(json.dumps(identity, indent=1, sort_keys=True).encode())
-    try:  # also after writing it: another process may have done so too
-        owner = json.loads(read_file(path) or b"")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}), so nobody knows whose samples these are; take another --workdir"
-        ) from None
-    differing = [
-        f"{key if key == 'checkpoint_sha256' else f'config.{key}'} = {_shown(identity, key)} "
-        f"(there {_shown(owner, key)})"
-        for key in sorted(identity.keys() | owner.keys())
-        if _shown(identity, key) != _shown(owner, key)
-    ]
-    require(
-        not differing,
-        "workdir",
-        str(workdir),
-        "a folder that is new or holds samples of this config, and this one's differs in "
-        + ", ".join(differing),
-        "give another --workdir, or set these back",
-    )
-
-
-def _shown(identity: dict[str, Any], key: str) -> str:
-    return json.dumps(identity[key]) if key in identity else "absent"
-
-
 def git_commit() -> str | None:
-    """The commit of this code, with "+changes" where files differ from it; None outside a repository."""
+    """The commit of this code, "+changes" added where files differ; None outside its own repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -262,6 +210,8 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT:
+            return None  # installed in an environment that lies in somebody else's repository
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -274,5 +224,8 @@ def devices() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that compute."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of the packages that compute, and of this one where it is installed."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["gotta-go-fast"] = importlib.metadata.version("gotta-go-fast")
+    return found

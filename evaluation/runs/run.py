@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -11,46 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
+import configs
 import models
 import sde_lib
 import solvers
-from evaluation.metrics import figures as figures
-from evaluation.metrics.bootstrap import REPLICATES
-from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.fid import Moments
-from evaluation.metrics.inception_score import require_enough
+from evaluation.metrics import figures
+from evaluation.metrics.measurement import Measurement
 from evaluation.runs import plots, results
 from evaluation.runs.feature_store import FeatureStore
+from evaluation.store import workdir as workdirs
 from evaluation.store.files import make_folder, read_file, require_writable
 from evaluation.store.processes import ALONE, Processes
 from evaluation.store.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib import ScoreFn
-from sde_lib.checks import require, require_count, require_shared
+from sde_lib.checks import require, require_count, require_seed, require_shared
 from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
-BYTES = 24  # of a sample in its shard, beside the image: its id and four counts
+BYTES = 24  # of a sample in its shard, besides the image: its id and four counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A config with everything checked that can be before work is spent.
+    """A config after all checks that need no work.
 
     Attributes:
         config: see configs/base.py.
-        name: of the config, for pictures and default folders.
-        checkpoint: the weights' path.
-        weights: which they are: name, SHA-256, and those of the file that they were converted from.
+        name: name of the config, for pictures and default folders.
+        network: the network that the config describes.
+        checkpoint: path of the weights.
+        weights: their provenance: name, SHA-256, and those of the file that they were converted from.
         sde, solver: made from the config.
-        identity, config_hash: of everything that determines the samples.
+        identity, config_hash: everything that decides the samples, and its hash.
     """
 
     config: Any
     name: str
+    network: models.Network
     checkpoint: Path
     weights: dict[str, Any]
     sde: sde_lib.SDE
@@ -61,49 +60,52 @@ class Run:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of a sample."""
-        data = self.config.data
-        return data.image_size, data.image_size, data.num_channels
+        return configs.image_shape(self.config)
 
     @property
     def title(self) -> str:
-        """The config, its solver and the one setting that matters most."""
+        """The config, its solver and the setting that matters most."""
         settings = vars(getattr(self.solver, "predictor", self.solver))
         setting = next(name for name in ("eps_rel", "num_steps", "rtol") if name in settings)
         return f"{self.name}   {self.config.solver.name}   {setting} {settings[setting]:g}"
+
+    def load_score_fn(self) -> ScoreFn:
+        """The network's score with the checkpoint's weights."""
+        params, _ = models.restore_params(self.checkpoint, self.network, self.config)
+        return self.network.score_fn(self.sde, jax.device_put(params))
 
 
 def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     """Checks a config and finds its checkpoint.
 
     Raises:
-        ValueError: for a setting out of range or a checkpoint that is not there; it names the key, its value,
-            what was allowed and the fix.
+        ValueError: for a setting out of range or an absent checkpoint.
     """
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
-    require_count(
-        **{
-            f"config.eval.{key}": config.eval[key]
-            for key in ("num_samples", "batch_size", "max_evaluations", "shard_size")
-        }
-    )
+    counts = ("num_samples", "batch_size", "max_evaluations", "shard_size")
+    require_count(**{f"config.eval.{key}": config.eval[key] for key in counts})
+    require_seed("config.seed", config.seed)
     require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
-    models.build(config)
+    network = models.build(config)
     given = checkpoint or config.model.checkpoint
     require(
         given is not None,
         "config.model.checkpoint",
         given,
         "the path of a checkpoint",
-        "name one with --checkpoint=PATH, or make one with --mode=train",
+        "name one with --checkpoint=PATH, or make one with --mode=train; docs/checkpoints.md says where "
+        "published ones are",
     )
-    weights = checkpoints.identity(given)
+    path = checkpoints.find(given)
+    weights = checkpoints.provenance(path)
     sha256 = weights["checkpoint_sha256"]
     identity, config_hash = results.config_identity(config, sde=sde, solver=solver, checkpoint_sha256=sha256)
     return Run(
         config=config,
         name=name,
-        checkpoint=checkpoints.find(given),
+        network=network,
+        checkpoint=path,
         weights=weights,
         sde=sde,
         solver=solver,
@@ -116,111 +118,104 @@ def sample_and_evaluate(
     run: Run,
     workdir: epath.PathLike,
     *,
-    network: FeatureNetwork | None = None,
-    reference: Moments | None = None,
-    compared: Callable[[], np.ndarray] | None = None,
+    measurement: Measurement | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """The result of a run: from the workdir where it is there, else sampled, measured and added to it.
+    """The result of a run: found in the workdir, or sampled, measured and added to it.
 
-    Killed at any moment and called again it goes on from the shards that are there; a larger ``num_samples``
-    samples only what is missing. Called by several processes with one workdir, they share the sampling and
-    the features, and of ``processes`` that know of each other the first alone makes the figures of these: the
-    others wait for its result.
+    After an interruption, the same call continues from the shards that are there; a larger ``num_samples``
+    adds only what is missing. Several processes with one workdir share the sampling and the features. Of
+    ``processes`` that know of each other, the first computes the figures and the others wait for its result.
 
     Args:
         run: from ``prepare``.
         workdir: gets identity.json, samples/, samples.png, results.jsonl and, until the result is there,
             features/.
-        network: whose features FID and the Inception Score are of; without it there is neither.
-        reference: moments of the data under that network; without them there is no FID.
-        compared: gives features of ``config.eval.compared`` images of the data, for KID and its kin.
-        processes: those that were started together.
+        measurement: what to measure; without it there is neither FID nor Inception Score.
+        processes: the processes that were started together.
 
     Raises:
-        ValueError: for a workdir that holds another config's samples, too few samples for the scores, or
-            a first process that ended without a result.
+        ValueError: for a workdir that holds another config's samples, too few samples for the figures, or a
+            first process that ended without a result.
         OSError: for a disk that refuses a file, or, before anything is sampled, that is read-only or has no
             room for the samples; what was written before stays whole.
     """
     workdir = epath.Path(workdir)
-    settings = run.config.eval
-    if network is not None:
-        require_enough(settings.num_samples)
-        network.check(np.empty((0, *run.image_shape), np.uint8))
-        figures.check_options(
-            num_samples=settings.num_samples,
-            num_features=network.num_features,
-            fid_infinity=settings.fid_infinity,
-            compared=settings.compared,
-        )
-    if not processes.is_first:  # of different configs, the first one's is to have the workdir
+    num_samples = run.config.eval.num_samples
+    if measurement is not None:
+        measurement.check(num_samples, run.image_shape)
+    if not processes.is_first:  # if the configs differ, the workdir belongs to the first process's
         processes.wait_for(lambda: read_file(workdir / "identity.json"), what=f"{workdir}/identity.json")
-    results.claim_workdir(workdir, run.identity)
-    features = None if network is None else f"{network.name}:{network.sha256}"
-    compared_to = None if reference is None else reference.name
-
-    def known() -> dict[str, Any] | None:
-        return results.find(
-            workdir,
-            config_hash=run.config_hash,
-            num_samples=settings.num_samples,
-            features=features,
-            reference=compared_to,
-            compared=settings.compared if compared is not None else 0,
-            fid_infinity=settings.fid_infinity and reference is not None,
-        )
-
+    workdirs.claim(workdir, run.identity)
+    known = functools.partial(results.find, workdir, **_wanted(run, measurement))
+    shard_size = run.config.eval.shard_size
+    store = SampleStore(workdir / "samples", config_hash=run.config_hash, shard_size=shard_size)
+    features = None
+    if measurement is not None:
+        features = FeatureStore(workdir / "features", network=measurement.network, samples=store)
     if (result := known()) is None:
-        folder = workdir / "samples"
-        with SampleStore(folder, identity=run.config_hash, shard_size=settings.shard_size) as store:
+        with store:
             cost = _sample_missing(run, store, processes)
-        features_of = None
-        if network is not None:
-            kept = FeatureStore(workdir / "features", network=network, samples=store)
-            kept.fill(settings.num_samples, needed=lambda: known() is None, processes=processes)
-            features_of = kept.of
+        if features is not None:
+            features.fill(num_samples, needed=lambda: known() is None, processes=processes)
         if not processes.is_first:
             result = processes.wait_for(known, what=f"a result in {workdir}/results.jsonl")
-        elif (result := known()) is None:  # nor has another process been faster
-            measured = figures.evaluate(
-                store.shards(settings.num_samples),
-                num_samples=settings.num_samples,
-                batch_size=settings.batch_size,
-                evaluations_per_step=run.solver.evaluations_per_step,
-                network=network,
-                features_of=features_of,
-                reference=reference,
-                replicates=REPLICATES,
-                fid_infinity=settings.fid_infinity,
-                compared=compared,
-            )
-            solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-            line = results.Result.of(
-                measured,
-                config_hash=run.config_hash,
-                checkpoint_sha256=run.identity["checkpoint_sha256"],
-                git_commit=results.git_commit(),
-                features=features,
-                reference=compared_to,
-                devices=results.devices(),
-                versions=results.versions(),
-                extra={"config": run.name, **solver, **run.weights},
-                **cost,
-            )
-            first = next(store.shards(min(PICTURED, settings.num_samples)))
-            plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
+        elif (result := known()) is None:  # no other process was faster
+            line = _measure(run, workdir, store, measurement, features, cost)
             if (result := known()) is None:
                 results.append(workdir, line)
                 result = results.read(workdir)[-1]
-    # by each process, as one that is slower may have made it again
-    with contextlib.suppress(Exception):  # what stays is no harm
-        (workdir / "features").rmtree(missing_ok=True)
+    if features is not None:
+        features.remove()  # by every process, since a slower one may have computed them again
     return result
 
 
+def _wanted(run: Run, measurement: Measurement | None) -> dict[str, Any]:
+    """The arguments by which ``results.find`` knows a run's result."""
+    wanted: dict[str, Any] = {"config_hash": run.config_hash, "num_samples": run.config.eval.num_samples}
+    if measurement is None:
+        return {"wanted": wanted | {"features": None, "reference": None}}
+    wanted |= {"features": measurement.features_name, "reference": measurement.reference_name}
+    if measurement.num_compared is not None:
+        wanted["compared"] = measurement.num_compared
+    line = measurement.fid_infinity and measurement.reference is not None
+    return {"wanted": wanted, "having": ("fid_infinity",) if line else ()}
+
+
+def _measure(
+    run: Run,
+    workdir: epath.Path,
+    store: SampleStore,
+    measurement: Measurement | None,
+    features: FeatureStore | None,
+    cost: dict[str, Any],
+) -> results.Result:
+    """The figures of a run's samples, and a picture of the first of them."""
+    settings = run.config.eval
+    measured = figures.evaluate(
+        store.shards(settings.num_samples),
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
+        evaluations_per_step=run.solver.evaluations_per_step,
+        measurement=measurement,
+        features_of=None if features is None else features.of,
+    )
+    solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
+    first = next(store.shards(min(PICTURED, settings.num_samples)))
+    plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
+    return results.Result.of(
+        measured,
+        config_hash=run.config_hash,
+        checkpoint_sha256=run.identity["checkpoint_sha256"],
+        features=None if measurement is None else measurement.features_name,
+        reference=None if measurement is None else measurement.reference_name,
+        **cost,
+        extra={"config": run.name, **solver, **run.weights},
+    )
+
+
 def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[str, Any]:
-    """Samples what the store lacks; returns what that cost, None where nothing was lacking."""
+    """Samples what the store lacks; returns what that cost, None where nothing was missing."""
     settings = run.config.eval
     nothing = {"lane_utilization": None, "samples_per_second": None, "seconds_compile": None}
     missing = len(store.missing(settings.num_samples))
@@ -241,12 +236,12 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
 
 
 def drawing(run: Run) -> tuple[Callable[..., Iterator[solvers.Solution]], int]:
-    """``solvers.stream`` with all that a run says of it, grey levels as output; and its number of lanes."""
+    """``solvers.stream`` with a run's settings and grey levels as output; and its number of lanes."""
     settings = run.config.eval
     lanes = lanes_for(settings.num_samples, settings.batch_size, jax.local_device_count())
     draw = functools.partial(
         solvers.stream,
-        models.load_score_fn(run.config, run.checkpoint),
+        run.load_score_fn(),
         run.sde,
         run.solver,
         key=jax.random.key(run.config.seed),
@@ -267,19 +262,19 @@ def fill(
     processes: Processes = ALONE,
     progress: bool = False,
 ) -> list[solvers.Solution]:
-    """Samples what a store lacks, this process its share; returns what that took, without the images.
+    """Samples this process's share of what a store lacks; returns the solutions without their images.
 
     Args:
         store: gets the samples.
-        num_samples: to be in it at the end.
-        draw: ``solvers.stream`` but for sample_ids, total and progress; its output has to be uint8.
-        processes: those that share the work, and take over what one of them leaves that dies.
+        num_samples: number of samples that the store has at the end.
+        draw: ``solvers.stream`` without sample_ids, total and progress; its output is uint8.
+        processes: the processes that share the work. They take over the share of one that dies.
         progress: show a bar.
     """
     parts = []
     while store.any_left(num_samples, seconds=processes.seconds):
         for part in draw(
-            # a shard's ids after another's, each as the folder is when the devices are about to need it
+            # one shard after another, each as the folder is when the devices are about to need its ids
             sample_ids=store.pending(num_samples, process=processes.index, processes=processes.count),
             total=-(-len(store.missing(num_samples)) // processes.count),  # of this process, about
             progress=progress,
@@ -290,10 +285,9 @@ def fill(
 
 
 def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int, ScoreFn], None]:
-    """What training calls with (step, score_fn): a picture of samples by the config's own solver."""
+    """A function of (step, score_fn) for training to call: it draws samples with the config's solver."""
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
-    data = config.data
 
     def save(step: int, score_fn: ScoreFn) -> None:
         solution = solvers.sample(
@@ -301,14 +295,14 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
             sde,
             solver,
             key=jax.random.key(config.seed),
-            shape=(data.image_size, data.image_size, data.num_channels),
+            shape=configs.image_shape(config),
             num_samples=PICTURED,
             batch_size=config.eval.batch_size,
         )
         make_folder(folder)
         plots.save_grid(
             epath.Path(folder) / f"step_{step:08d}.png",
-            to_uint8(solution.x, centered=data.centered),
+            to_uint8(solution.x, centered=config.data.centered),
             title=f"{name}   after {step:,} training steps",
             caption=f"NFE {solution.nfe.mean():.1f} mean, {solution.nfe.max()} max",
         )
@@ -317,7 +311,7 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
 
 
 def cost(result: dict[str, Any]) -> str:
-    """What the sampling of a result took, in a line for people."""
+    """The cost of sampling in a line for people."""
     if result["samples_per_second"] is None:
         return "nothing was missing"
     return (

@@ -1,27 +1,27 @@
 """Sweeps: products of settings, each cell of them a run of its own below one folder.
 
-A cell's folder is named after its solver and the hash of all that determines its samples, so that a killed
-sweep goes on where it was, a larger one adds what it lacks, and the order of cells does not matter.
+A cell's folder is named after its solver and the hash of everything that decides its samples. So a sweep
+that was interrupted continues where it was, a larger one adds what is missing, and the order of cells is
+irrelevant.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.fid import Moments
+import configs
+from evaluation.metrics.measurement import Measurement
 from evaluation.runs import results, tables
 from evaluation.runs.run import Run, prepare, sample_and_evaluate
-from sde_lib.checks import require
+from sde_lib.checks import refusal, require
 
 EXAMPLE = '--sweep="solver.name=adaptive solver.eps_rel=0.02,0.05 seed=0,1,2"'
 WORDS = {"true": True, "false": False}
@@ -36,32 +36,32 @@ def sweep(
     name: str,
     command: str,
     checkpoint: str | None = None,
-    network: FeatureNetwork | None = None,
-    reference: Moments | None = None,
-    compared: Callable[[], np.ndarray] | None = None,
+    measurement: Measurement | None = None,
 ) -> str:
     """Runs every cell of some products of settings, and writes sweep.md, sweep.csv and sweep.png.
 
-    Every cell is checked before the first is sampled. Cells that differ in nothing but the seed are a row of
-    the table; rows of a solver that differ in one number are a line of the plot.
+    Every cell is checked before the first is sampled. Cells that differ in nothing but the seed form a row of
+    the table; rows of a solver that differ in one number form a line of the plot.
 
     Args:
         config: what all cells share.
         products: see ``cells_of``.
         workdir: gets the table, the plot and cells/.
-        name: of the config.
-        command: that makes the table again.
-        checkpoint, network, reference, compared: as of ``evaluation.runs.run``.
+        name: name of the config.
+        command: the command that makes this table.
+        checkpoint, measurement: as of ``evaluation.runs.run``.
 
     Returns:
         The table in Markdown.
 
     Raises:
         ValueError: for a product that cannot be read, a key or value that the config does not take, or two
-            cells that would be the same samples.
+            cells that would have the same samples.
         OSError: for a disk that refuses a file; what was finished is kept.
     """
-    require(len(products) > 0, "--sweep", list(products), "at least one product", f"such as {EXAMPLE}")
+    require(
+        len(products) > 0, "--sweep", list(products), "at least one product", f"add one such as {EXAMPLE}"
+    )
     cells = list(dict.fromkeys(cell for product in products for cell in cells_of(product, config)))
     runs = {
         cell: checked(prepare(with_settings(config, dict(cell)), name=name, checkpoint=checkpoint))
@@ -71,9 +71,7 @@ def sweep(
     rows: dict[Cell, list[dict[str, Any]]] = {}
     with cells_bar(len(runs), "cell") as bar:
         for cell, run in runs.items():
-            result = measured(
-                run, workdir, bar=bar, cost=1, network=network, reference=reference, compared=compared
-            )
+            result = measured(run, workdir, bar=bar, cost=1, measurement=measurement)
             rows.setdefault(_without(cell, "seed"), []).append(result)
     return tables.write(
         workdir,
@@ -96,21 +94,16 @@ def cells_of(product: str, config: Any) -> Iterator[Cell]:
     axes: dict[str, list[Any]] = {}
     for term in product.split():
         key, equals, values = term.partition("=")
-        require(equals and values, "--sweep", term, "KEY=VALUE,VALUE,…", f"write for example {EXAMPLE}")
+        require(equals and values, "--sweep", term, "KEY=VALUE,VALUE,…", f"write, for example, {EXAMPLE}")
         require(
-            key not in axes, f"--sweep {key}", values, "each key once a product", "join its values by commas"
+            key not in axes, f"--sweep {key}", values, "given once a product", "join its values with commas"
         )
         kind = _kind(key, config)
         axes[key] = [_value(key, text, kind) for text in values.split(",")]
-        require(
-            len(set(axes[key])) == len(axes[key]),
-            f"--sweep {key}",
-            values,
-            "each value once",
-            "drop the repetition",
-        )
+        different = len(set(axes[key])) == len(axes[key])
+        require(different, f"--sweep {key}", values, "different values", "drop the repetition")
     require(
-        axes, "--sweep", product, "KEY=VALUE,VALUE,… for one or more keys", f"write for example {EXAMPLE}"
+        axes, "--sweep", product, "KEY=VALUE,VALUE,… for one or more keys", f"write, for example, {EXAMPLE}"
     )
     for values in itertools.product(*axes.values()):
         yield tuple(zip(axes, values, strict=True))
@@ -118,9 +111,9 @@ def cells_of(product: str, config: Any) -> Iterator[Cell]:
 
 def _kind(key: str, config: Any) -> type:
     """The type of a config's field."""
-    keys = _keys(config)
+    keys = list(configs.flat(config))
     near = difflib.get_close_matches(key, keys, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else "configs/base.py lists them"
+    fix = f"did you mean {near[0]!r}?" if near else "choose one of configs/base.py"
     require(key in keys, "--sweep key", key, "a field of the config", fix)
     group, _, field = key.rpartition(".")
     kind = (config[group] if group else config).get_type(field)
@@ -134,19 +127,11 @@ def _kind(key: str, config: Any) -> type:
     return kind
 
 
-def _keys(config: Any) -> list[str]:
-    return [
-        key
-        for name, value in config.items(preserve_field_references=True)
-        for key in ([f"{name}.{inner}" for inner in value] if hasattr(value, "items") else [name])
-    ]
-
-
 def _value(key: str, text: str, kind: type) -> Any:
     try:
         return WORDS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise ValueError(f"--sweep {key} = {text!r}: allowed is {KINDS[kind]}; mend it") from None
+        raise ValueError(refusal(f"--sweep {key}", text, KINDS[kind], "correct it")) from None
 
 
 def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
@@ -157,7 +142,7 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def checked(run: Run) -> Run:
-    """The run, once its solver has agreed to its process, as it does at the first step of sampling.
+    """The run, after its solver has accepted its process, as it does at the first step of sampling.
 
     Raises:
         ValueError: from a solver that does not serve this process.
@@ -174,8 +159,8 @@ def _require_different(runs: Mapping[Cell, Run]) -> None:
             owner == cell,
             "--sweep cell",
             _words(cell),
-            f"cells of different samples, but these are those of {_words(owner)!r}",
-            f"sweep settings that {run.config.solver.name!r} uses, each solver's in a --sweep of its own",
+            f"one with samples of its own; its samples are those of {_words(owner)!r}",
+            f"sweep settings that decide the samples of {run.config.solver.name!r}",
         )
 
 
@@ -184,7 +169,7 @@ def _words(cell: Cell) -> str:
 
 
 def cells_bar(total: int, unit: str) -> tqdm:
-    """A bar over what all cells cost; without smoothing, because cells take seconds or hours."""
+    """A progress bar over the cost of all cells; without smoothing, because cells take seconds or hours."""
     return tqdm(
         total=total, unit=unit, desc="cells", unit_scale=unit != "cell", smoothing=0, disable=total == 0
     )
@@ -196,19 +181,17 @@ def measured(
     *,
     bar: tqdm,
     cost: int,
-    network: FeatureNetwork | None,
-    reference: Moments | None,
-    compared: Callable[[], np.ndarray] | None,
+    measurement: Measurement | None,
 ) -> dict[str, Any]:
     """The result of a cell: sampled and measured in its folder below workdir/cells, unless it is there.
 
     Args:
-        bar: goes on by ``cost``; what was there already does not count for its time left.
+        bar: advances by ``cost``; cells that were there already do not count for its time left.
     """
     folder = workdir / "cells" / f"{run.config.solver.name}-{run.config_hash}"
     bar.set_postfix_str(run.title)
     before = len(results.read(folder))
-    result = sample_and_evaluate(run, folder, network=network, reference=reference, compared=compared)
+    result = sample_and_evaluate(run, folder, measurement=measurement)
     if len(results.read(folder)) == before:
         bar.initial += cost
     bar.update(cost)
@@ -222,7 +205,7 @@ def _without(cell: Cell, *dropped: str) -> Cell:
 def _table_rows(
     measured: Mapping[Cell, list[dict[str, Any]]], solvers: Mapping[Cell, str]
 ) -> list[tables.Row]:
-    """A row for each group of seeds, each solver's lines along the number that it has most values of."""
+    """A row for each group of seeds; a solver's lines run along the number with most values."""
     names = {_without(cell, "seed"): solver for cell, solver in solvers.items()}
     along = {
         solver: _most_varied([cell for cell in measured if names[cell] == solver])
@@ -247,7 +230,7 @@ def _table_rows(
 
 
 def _most_varied(cells: Sequence[Cell]) -> str:
-    """The key with most numbers as values, the first of several; empty if no number varies."""
+    """The key with most different numbers, the first of several; empty without a number."""
     values: dict[str, set[Any]] = {}
     for key, value in (pair for cell in cells for pair in cell):
         if isinstance(value, int | float) and not isinstance(value, bool):

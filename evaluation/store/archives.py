@@ -1,4 +1,4 @@
-"""Arrays in a file that shows if a single bit of it is not as it was written."""
+"""Arrays in a file that reveals any change to its content, down to a single bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ DIGITS = 64  # of a SHA-256
 
 
 def pack(arrays: Mapping[str, ArrayLike]) -> bytes:
-    """An .npz archive of the arrays whose comment, its last 64 bytes, is the SHA-256 of all before."""
+    """The arrays as an .npz archive whose comment, its last 64 bytes, is the SHA-256 of everything before.
+
+    Example:
+        >>> unpack(pack({"nfe": [12, 30]}))
+        {'nfe': array([12, 30])}
+    """
     archive = io.BytesIO()
     np.savez(archive, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     content = archive.getbuffer()
@@ -22,13 +27,13 @@ def pack(arrays: Mapping[str, ArrayLike]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays in a file of ``pack``.
+    """The arrays in a file that ``pack`` made.
 
     Raises:
-        ValueError: if it is not as it was written.
+        ValueError: if the content has changed since.
     """
     archive, digest = memoryview(content)[:-DIGITS], content[-DIGITS:]
     if hashlib.sha256(archive).hexdigest().encode() != digest:
-        raise ValueError("its checksum does not hold")
+        raise ValueError("its checksum does not match")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}

@@ -1,9 +1,9 @@
-"""How processes share the shards of a folder, with nothing between them but its files.
+"""How processes share the shards of a folder by nothing but its files.
 
-A shard is taken by a file beside it, its claim, which goes when the shard is done. A claim is advice: who
-takes no notice of one makes again what another makes too, and that is the same. While a process works it
-renews its claims. So whoever has nothing left to take can wait for the others, and knows which of them died:
-those whose claims nobody renews any more.
+A process claims a shard by a file beside it, and removes the file when the shard is done. Claims are
+advisory: a process that ignores one does the same work a second time, with the same outcome. While a process
+works, it renews its claims. A process with nothing left to claim can therefore wait for the others, and can
+tell which of them died: those whose claims are no longer renewed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,30 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from etils import epath
 
-from evaluation.store.files import create, is_gone, make_folder, owner, remove_unfinished, version
+from evaluation.store.files import create, is_gone, make_folder, owner, remove_unfinished, show_life, version
 
 POLL = 0.5  # seconds between two looks at the claims of others
 RENEW = 5.0  # seconds between two signs of life
 
 
 class Claims:
-    """The shards of a folder that this process has taken, and those of others.
+    """The claims on the shards of a folder, by this process and by others.
 
     Every method may raise an OSError, if the folder cannot be read or written.
 
     Args:
-        folder: made when a shard is taken.
+        folder: made when a shard is claimed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     claims, done = Claims(folder), set()
+        ...     while claims.any_left(range(3), lambda number: number not in done):
+        ...         for number in claims.take(range(3), lambda number: number not in done):
+        ...             done.add(number)  # the work
+        ...             claims.release(number)
+        >>> done
+        {0, 1, 2}
     """
 
     def __init__(self, folder: epath.PathLike):
@@ -37,29 +48,30 @@ class Claims:
     def take(
         self, numbers: Iterable[int], lacks: Callable[[int], bool], *, process: int = 0, processes: int = 1
     ) -> Iterator[int]:
-        """Takes the shards that lack something and are nobody's, each when it is asked for, and yields them.
+        """Claims the unfinished shards that nobody has claimed, each when it is asked for, and yields them.
 
         Args:
-            numbers: of the shards.
-            lacks: whether there is something left to do for a shard, as the folder is now.
-            process, processes: which process this is of how many that were started together, each of which
-                begins with shards of its own.
+            numbers: numbers of the shards.
+            lacks: whether a shard is unfinished, as the folder is now.
+            process, processes: number of this process and of all that were started together; each begins
+                with shards of its own.
         """
         for number in sorted(numbers, key=lambda number: (number - process) % processes):
             if lacks(number) and self._take(number):
                 if lacks(number):
                     yield number
-                else:  # whoever had it finished it in the meantime
+                else:  # another process finished it in the meantime
                     self.release(number)
 
     def any_left(self, numbers: Iterable[int], lacks: Callable[[int], bool], *, seconds: float = 0.0) -> bool:
-        """Whether there is a shard for ``take`` to give; to be asked by a process that holds none.
+        """Whether ``take`` has a shard to give; to be asked by a process that holds no claim.
 
-        Where others have taken all that are left it waits until they are done, or until a claim was not
-        renewed for ``seconds``, which is then removed; at once if it is of a dead process of this machine.
+        If others have claimed every unfinished shard, this waits until the shards are finished, or until a
+        claim is free. A claim that was not renewed for ``seconds`` is removed, and one of a dead process of
+        this machine at once.
         """
         left = list(numbers)
-        seen: dict[int, tuple[Hashable, float]] = {}  # version of each claim, and since when it is this one
+        seen: dict[int, tuple[Hashable, float]] = {}  # version of each claim, and since when we know it
         while left := [number for number in left if lacks(number)]:
             self._remove_leftovers()
             versions = {number: version(self._path(number)) for number in left}
@@ -75,18 +87,17 @@ class Claims:
         return False
 
     def renew(self) -> None:
-        """Shows the others that this process lives; to be called now and then while it works."""
+        """Shows the others that this process is alive; to be called now and then while it works."""
         if time.monotonic() - self._renewed < RENEW:
             return
         self._renewed = time.monotonic()
         for number in self._held:
-            with contextlib.suppress(Exception):  # as for ``release``
-                self._path(number).write_text(owner())
+            show_life(self._path(number))
 
     def release(self, number: int) -> None:
         """Removes the claim on a shard, whoever made it."""
         self._held.discard(number)
-        # a store's client has errors of its own; a claim that stays is no harm
+        # a store's client has errors of its own; a claim that stays does no harm
         with contextlib.suppress(Exception):
             self._path(number).unlink(missing_ok=True)
 
@@ -99,7 +110,7 @@ class Claims:
         return self.folder / f"shard_{number:06d}.claim"
 
     def _take(self, number: int) -> bool:
-        """Takes a shard, unless another process has."""
+        """Claims a shard, unless another process has."""
         make_folder(self.folder)
         if number not in self._held and not create(self._path(number), owner()):
             return False
@@ -107,7 +118,7 @@ class Claims:
         return True
 
     def _remove_leftovers(self) -> None:
-        """Removes what this machine's dead processes left: unfinished files and claims."""
+        """Removes the unfinished files and the claims of this machine's dead processes."""
         remove_unfinished(self.folder)
         for path in self.folder.glob("shard_*.claim"):
             with contextlib.suppress(Exception):  # gone meanwhile

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there, on local disks and on gs:// alike; and what a refusal calls for.
+"""Files that are either complete or absent, on local disks and on gs:// alike; errors that say what to do.
 
-Paths are those of etils.epath. On a local disk a file takes its name only once all of it is there. On an
-object store nothing of a write can be seen before the write ends, so there a whole file is written at once.
+Paths are those of etils.epath. On a local disk a file gets its name only once it is complete. On an object
+store nothing of a write is visible before the write ends, so there a whole file is written at once.
 """
 
 from __future__ import annotations
@@ -19,68 +19,67 @@ from typing import BinaryIO
 import fsspec.config
 from etils import epath
 
-from sde_lib.checks import require
+from sde_lib.checks import refusal, require
 
 TEMPORARY = ".tmp"
 
-# Processes on other machines write to the same stores: what was listed once is listed again
+# Processes on other machines write to the same stores, so that a listing must not be kept
 fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
 
 def is_local(path: epath.PathLike) -> bool:
-    """Whether a path is on a file system of this machine, and not on an object store."""
+    """Whether a path is on a file system, rather than on an object store."""
     return "://" not in os.fspath(path)
 
 
 def work_folder(path: str) -> epath.Path:
-    """The folder that ``--workdir`` names: new or not, local or on an object store, as gs://BUCKET/FOLDER.
+    """The folder that ``--workdir`` names, which may be new; local, or on an object store as gs://BUCKET/FOLDER.
 
     Raises:
-        ValueError: for a file, or for a store that cannot be reached.
-        OSError: for a place where no folder can be made; none is made yet.
+        ValueError: if the path is that of a file, or of a store that cannot be reached.
+        OSError: if no folder can be made there. This function makes none.
     """
     try:
         folder = epath.Path(path).expanduser()
         there, is_folder = folder.exists(), folder.is_dir()
     except Exception as error:  # the clients of the stores have no common one
-        raise ValueError(
-            f"--workdir = {path!r} cannot be reached ({error}): allowed is a folder, local or on gs://; name "
-            "a local one, or install gcsfs and log in to Google Cloud"
-        ) from None
-    require(
-        is_folder or not there,
-        "--workdir",
-        path,
-        "a folder, new or not",
-        "name one, or remove the file there",
-    )
+        allowed = "a folder that can be reached, local or on gs://"
+        fix = f"use a local folder, or install gcsfs and log in to Google Cloud ({error})"
+        raise ValueError(refusal("--workdir", path, allowed, fix)) from None
+    fix = "choose another path, or remove the file"
+    require(is_folder or not there, "--workdir", path, "a folder, not a file", fix)
     if not there:
         require_writable(folder)
     return folder
 
 
 FIXES = {
-    "read": "make it readable, or take another --workdir",
-    "write": "free some space there or make it writable, or take another --workdir. What was finished before "
-    "is kept: the same command goes on from it",
+    "read": "make it readable, or use another --workdir",
+    "write": "free some space there or make it writable, or use another --workdir. Finished work is kept: "
+    "the same command resumes from it",
 }
 
 
 @contextlib.contextmanager
 def explained(doing: str, path: epath.PathLike) -> Iterator[None]:
-    """Adds to what goes wrong in "read" or "write" the path and what to do about it, as an OSError."""
+    """Turns an error of the block into an OSError that gives the path, the reason and the fix.
+
+    Args:
+        doing: what the block does, "read" or "write".
+        path: of the file or folder.
+    """
     try:
         yield
     except Exception as error:
         if is_local(path) and not isinstance(error, OSError):
-            raise  # it is not the disk; the clients of stores, though, have errors of their own
+            raise  # not the disk is at fault; the clients of stores, though, have errors of their own
         reason = getattr(error, "strerror", None) or error
         code = getattr(error, "errno", None) or errno.EIO
         raise OSError(code, f"cannot {doing} {os.fspath(path)}: {reason}; {FIXES[doing]}") from error
 
 
 def read_file(path: epath.PathLike) -> bytes | None:
-    """The content of a file; None where there is no file.
+    """The content of a file, or None if there is no file.
 
     Raises:
         OSError: with the path, the reason and the fix.
@@ -91,14 +90,14 @@ def read_file(path: epath.PathLike) -> bytes | None:
 
 
 def require_writable(folder: epath.PathLike, *, size: int = 0) -> None:
-    """Finds out before any work whether a local folder can be made and takes ``size`` bytes.
+    """Checks before any work that a local folder can be made and written to, and has room for ``size`` bytes.
 
     Raises:
         OSError: with the path, the reason and the fix.
     """
     folder = epath.Path(folder)
     if not is_local(folder):
-        return  # which say so at the first write only
+        return  # a store refuses at the first write only
     there = next(place for place in (folder, *folder.parents) if place.exists())
     with explained("write", folder):
         tempfile.TemporaryFile(dir=os.fspath(there)).close()
@@ -108,7 +107,7 @@ def require_writable(folder: epath.PathLike, *, size: int = 0) -> None:
 
 
 def make_folder(path: epath.PathLike) -> None:
-    """Makes a folder and those above it.
+    """Makes a folder, and those above it, unless it exists.
 
     Raises:
         OSError: with the path, the reason and the fix.
@@ -119,21 +118,30 @@ def make_folder(path: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only once all of it is there.
+    """A file to write, which gets its name only once it is complete.
 
-    Whatever happens before (an exception, a kill, a power cut), what had the name stays as it was.
+    Whatever interrupts the writing (an exception, a kill, a power cut), a file that had the name before stays
+    as it was.
 
     Raises:
         OSError: with the path, the reason and the fix.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_file(f"{folder}/figures") as file:
+        ...         names = os.listdir(folder)
+        ...         _ = file.write(b"FID 2.1")
+        ...     "figures" in names, os.listdir(folder)
+        (False, ['figures'])
     """
     path = epath.Path(path)
     if not is_local(path):
-        content = io.BytesIO()  # an exception in the caller must not end the write: what it ends is there
+        content = io.BytesIO()  # ending the write would make the file, also after an exception in the caller
         yield content
         with explained("write", path):
             path.write_bytes(content.getvalue())
         return
-    # two writers of one file have a temporary one each: the last to finish wins, with a whole file
+    # each writer has a temporary file of its own: the last to finish wins, with a whole file
     temporary = path.with_name(f".{path.name}@{owner()}{TEMPORARY}")
     try:
         with explained("write", path):
@@ -150,7 +158,8 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
 def create(path: epath.PathLike, text: str) -> bool:
     """Makes a small file unless there is one; returns whether it did.
 
-    Of several processes one alone makes it on a local disk; on an object store, more may believe so.
+    On a local disk exactly one of several processes makes it; on an object store, more may believe that they
+    did.
 
     Raises:
         OSError: with the path, the reason and the fix.
@@ -168,8 +177,15 @@ def create(path: epath.PathLike, text: str) -> bool:
         return True
 
 
+def show_life(path: epath.PathLike) -> None:
+    """Writes a small file anew, so that others see its ``version`` change; errors are ignored."""
+    # In place: an NFS client would notice another file of this name much later than a change to this one
+    with contextlib.suppress(Exception):  # a store's client has errors of its own
+        epath.Path(path).write_text(owner())
+
+
 def version(path: epath.PathLike) -> Hashable:
-    """Something that changes when a file is written anew; None where there is no file."""
+    """A value that changes whenever a file is written anew; None if there is no file."""
     with explained("read", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_local(path):
             stat = os.stat(path)
@@ -180,12 +196,12 @@ def version(path: epath.PathLike) -> Hashable:
 
 
 def owner() -> str:
-    """This process, among all that write to a folder."""
+    """The name of this process among all that write to a folder: HOST.PID."""
     return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process that called itself so is known to have ended; of other machines' nobody knows."""
+    """Whether the process of this name is known to have ended; for other machines this is never known."""
     host, _, pid = owner.rpartition(".")
     if host != socket.gethostname() or not pid.isdecimal():
         return False
@@ -195,11 +211,12 @@ def is_gone(owner: str) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    return int(pid) == os.getpid()  # an earlier process with this number, as in a container started again
+    # the owner was an earlier process with our number, as in a container that was started again
+    return int(pid) == os.getpid()
 
 
 def remove_unfinished(folder: epath.PathLike) -> None:
-    """Removes the temporary files that killed processes left in a local folder; elsewhere there are none."""
+    """Removes the temporary files that killed processes left in a local folder; on a store there are none."""
     if not is_local(folder):
         return
     for path in epath.Path(folder).glob(f".*@*{TEMPORARY}"):

@@ -1,9 +1,10 @@
-"""Several processes, on one host or on many, that make one run on a shared workdir.
+"""Several processes, on one host or on many, that share one run through its workdir.
 
-JAX brings them together once, at the start, and each learns which of them it is. From then on they share
-nothing but the workdir (evaluation/store/samples.py). So a process that dies stops no other, whereas JAX ends all
-that it holds together as soon as one is lost, by an abort that no program can catch. Process 0 alone keeps
-JAX's service open: while its port answers, the others know that what they wait for may still come.
+JAX brings the processes together once, at the start, and tells each its number. From then on they share
+nothing but the workdir (evaluation/store/samples.py), so that a process that dies stops no other. If they
+stayed connected, JAX would abort all of them when it lost one, and no program can catch that. As a sign of
+life process 0 keeps writing a small file in the workdir: while the file changes, the others know that what
+they are waiting for may still come.
 """
 
 from __future__ import annotations
@@ -19,35 +20,43 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
-from jax._src.distributed import global_state
+from etils import epath
 
-from sde_lib.checks import require, require_count, require_positive
+from evaluation.store.files import make_folder, show_life, version
+from sde_lib.checks import refusal, require, require_count, require_positive
 
 Found = TypeVar("Found")
 POLL = 2.0  # seconds between two looks at the workdir
+BEAT = 5.0  # seconds between two signs of life
+ALIVE = "process_0.alive"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Those of a run, seen from one of them; by default it is alone.
+    """The processes of a run, seen from one of them; by default it is alone.
 
     Attributes:
-        index: of this one.
-        count: of all that were started together.
-        coordinator: HOST:PORT, at which process 0 answers as long as it lives.
-        seconds: for which process 0, or one that has taken shards (evaluation/store/claims.py), has to be silent to
-            be taken for dead. What it wrote last is in sight by then on file systems that remember for a
-            while what they have seen, as NFS does.
+        index: number of this process, from 0.
+        count: number of processes that were started together.
+        seconds: how long process 0, or a process that has claimed shards (evaluation/store/claims.py), may
+            give no sign of life before it is taken for dead. By default an NFS client may believe for up to
+            60 s what it last saw of a file or folder, so on NFS this has to be longer.
+        workdir: the folder that they share, set by ``at``.
+
+    Example:
+        >>> with ALONE.at("runs/example") as processes:
+        ...     processes.name, processes.is_first
+        ('process 0 of 1', True)
     """
 
     index: int = 0
     count: int = 1
-    coordinator: str = ""
     seconds: float = 0.0
+    workdir: epath.PathLike | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process makes the figures and reports."""
+        """Whether this process computes the figures and reports them."""
         return self.index == 0
 
     @property
@@ -55,21 +64,62 @@ class Processes:
         """As "process 1 of 4", counted from 0."""
         return f"process {self.index} of {self.count}"
 
-    def wait_for(self, find: Callable[[], Found | None], *, what: str) -> Found:
-        """What process 0 makes, as soon as ``find`` has it.
+    @contextlib.contextmanager
+    def at(self, workdir: epath.PathLike) -> Iterator[Processes]:
+        """These processes at work on a folder; in it the first shows the others that it is alive.
+
+        Process 0 of several makes the folder, writes WORKDIR/process_0.alive every few seconds from a
+        thread, and removes the file at the end.
 
         Raises:
-            ValueError: if process 0 ends before.
+            OSError: if the folder cannot be made.
         """
-        last_seen = time.monotonic()
+        here = dataclasses.replace(self, workdir=workdir)
+        if not self.is_first or self.count == 1:
+            yield here
+            return
+        make_folder(workdir)
+        path, ended = epath.Path(workdir) / ALIVE, threading.Event()
+
+        def beat() -> None:
+            while True:
+                show_life(path)
+                if ended.wait(BEAT):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield here
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(Exception):  # a file that stays does no harm
+                path.unlink(missing_ok=True)
+
+    def wait_for(self, find: Callable[[], Found | None], *, what: str) -> Found:
+        """Waits for something that process 0 makes; to be called within ``at``.
+
+        Args:
+            find: gives it, or None while it is not there.
+            what: its name, for the message.
+
+        Raises:
+            ValueError: if process 0 dies first: if it gives no sign of life for ``seconds``.
+            OSError: if the workdir cannot be read.
+        """
+        assert self.workdir is not None, "wait_for is for processes within at"
+        path = epath.Path(self.workdir) / ALIVE
+        sign, since = version(path), time.monotonic()
         while (found := find()) is None:
-            now = time.monotonic()
-            if _why_silent(self.coordinator) is None:
-                last_seen = now
-            elif now - last_seen > self.seconds:
+            last, sign = sign, version(path) or sign  # an absent file is no sign of life
+            if sign != last:
+                since = time.monotonic()
+            elif time.monotonic() - since > self.seconds:
                 raise ValueError(
-                    f"{self.name}: process 0 has ended without {what}; all samples are kept: its own "
-                    "messages say why, and the same command for all processes goes on from here"
+                    f"{self.name}: process 0 has ended without {what} (no sign of life for "
+                    f"{self.seconds:g} s). Its own messages say why. All samples are kept: start all "
+                    "processes with the same command again to resume"
                 )
             time.sleep(POLL)
         return found
@@ -84,24 +134,25 @@ def connect(
     """Finds the other processes; to be called before anything is computed with JAX.
 
     Args:
-        coordinator: HOST:PORT of process 0, a port of its host that is free.
-        num_processes, process_id: how many there are, and which this is. With ``coordinator`` None for those
-            that JAX learns from a TPU pod, Slurm or MPI.
-        seconds: to wait for the others. When they are over, the program ends with a message and status 2:
-            JAX would abort it without one that says what to do.
+        coordinator: HOST:PORT of process 0, with a free port of its host.
+        num_processes: number of processes.
+        process_id: number of this process, from 0. All three are None if JAX is to find them by itself, on a
+            TPU pod or under Slurm or MPI.
+        seconds: how long to wait for the others. Then the program ends with a message and status 2: JAX would
+            abort it without saying what to do.
 
     Raises:
-        ValueError: for arguments that do not go together, and where JAX knows of no cluster.
+        ValueError: for arguments that do not go together, or if JAX finds no cluster.
     """
     require_positive(**{"--connect_seconds": seconds})
-    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
-    absent = [flag for flag, value in given.items() if value is None]
+    flags = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    absent = [flag for flag, value in flags.items() if value is None]
     require(
-        len(absent) in (0, len(given)),
-        " ".join(flag for flag in given if flag not in absent),
-        tuple(value for value in given.values() if value is not None),
-        f"all of {', '.join(given)}, or none of them with --multihost",
-        f"add {', '.join(absent)}",
+        len(absent) in (0, len(flags)),
+        ", ".join(flag for flag in flags if flag not in absent),
+        tuple(value for value in flags.values() if value is not None),
+        f"given together with {', '.join(absent)}",
+        f"add {', '.join(absent)}, or use --multihost alone",
     )
     if coordinator is not None and num_processes is not None and process_id is not None:
         host, _, port = coordinator.rpartition(":")
@@ -109,44 +160,36 @@ def connect(
         require(host and port.isdecimal(), "--coordinator", coordinator, "a host and a port", fix)
         require_count(**{"--num_processes": num_processes})
         last = num_processes - 1
-        fix = "give every process one of its own"
+        fix = "give every process a number of its own"
         require(0 <= process_id <= last, "--process_id", process_id, f"a number from 0 to {last}", fix)
         # two services on one port would both seem to start, and take each other's processes
         taken = process_id == 0 and _why_silent(coordinator) is None
-        fix = "take another port, or end the run that holds it"
-        require(not taken, "--coordinator", coordinator, "a port that is free, and this one answers", fix)
+        fix = "choose another port, or end the run that uses this one"
+        require(not taken, "--coordinator", coordinator, "an address with a free port", fix)
     # a process that dies must not end the service for the others
     jax.config.update("jax_enable_recoverability", True)
     # its handler would keep SIGTERM from ending the process
     jax.config.update("jax_enable_preemption_service", False)
-    with _ended_after(seconds):
+    with _ended_after(seconds, lambda: _why_apart(coordinator, num_processes, seconds)):
         try:
             jax.distributed.initialize(
                 coordinator, num_processes, process_id, initialization_timeout=2 * round(seconds) + 60
             )
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"--multihost: the processes cannot be brought together ({error}); where there is no TPU "
-                "pod, Slurm or MPI, give --coordinator=HOST:PORT --num_processes=N --process_id=I"
-            ) from None
+            raise ValueError(_why_refused(coordinator, error)) from None
         jax.devices()  # each process tells all others of its own here, for the last time
-    processes = Processes(
-        index=jax.process_index(),
-        count=jax.process_count(),
-        coordinator=global_state.coordinator_address or "",
-        seconds=seconds,
-    )
-    if not processes.is_first:
+    processes = Processes(index=jax.process_index(), count=jax.process_count(), seconds=seconds)
+    if not processes.is_first:  # which keeps JAX's service open, as others may still need it to leave
         jax.distributed.shutdown()
     return processes
 
 
 @contextlib.contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-    """Ends the program with a message if what is within takes longer."""
+def _ended_after(seconds: float, message: Callable[[], str]) -> Iterator[None]:
+    """Ends the program with a message if the block takes longer than ``seconds``."""
 
     def end() -> None:
-        print(f"main.py: {_what_is_wrong(seconds)}", file=sys.stderr, flush=True)
+        print(f"main.py: {message()}", file=sys.stderr, flush=True)
         os._exit(2)  # the main thread is somewhere in JAX, deaf to exceptions
 
     timer = threading.Timer(seconds, end)
@@ -158,23 +201,43 @@ def _ended_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _what_is_wrong(seconds: float) -> str:
-    address, count = global_state.coordinator_address, global_state.num_processes
-    silence = None if address is None else _why_silent(address)
-    if address is None or silence is None:
-        return (
-            f"--num_processes = {count}: not all of them have come to {address} within {seconds:g} s; start "
-            "the others, each with a --process_id of its own, or raise --connect_seconds"
+def _why_apart(coordinator: str | None, num_processes: int | None, seconds: float) -> str:
+    """Says why the processes have not come together in time."""
+    if coordinator is None:
+        return refusal(
+            "--multihost",
+            True,
+            f"used by processes that find each other within {seconds:g} s",
+            "check that every process of the job runs, and that no firewall or proxy is between them, or "
+            "raise --connect_seconds",
         )
-    return (
-        f"--coordinator = {address!r} cannot be reached within {seconds:g} s ({silence}); check that process "
-        "0 runs there, that host and port are right, and that no firewall or proxy is between, or raise "
-        "--connect_seconds"
+    if (silence := _why_silent(coordinator)) is None:
+        return refusal(
+            "--num_processes",
+            num_processes,
+            f"the number of processes that reach {coordinator} within {seconds:g} s",
+            "start the missing ones, each with a --process_id of its own, or raise --connect_seconds",
+        )
+    return refusal(
+        "--coordinator",
+        coordinator,
+        f"an address that can be reached within {seconds:g} s",
+        f"check that process 0 runs there, that host and port are right, and that no firewall or proxy is "
+        f"between, or raise --connect_seconds ({silence})",
     )
 
 
+def _why_refused(coordinator: str | None, error: Exception) -> str:
+    """Says what JAX does not accept."""
+    if coordinator is None:
+        fix = f"give --coordinator=HOST:PORT --num_processes=N --process_id=I instead ({error})"
+        return refusal("--multihost", True, "used on a TPU pod, or under Slurm or MPI", fix)
+    fix = f"check that the host is that of process 0, or choose another port ({error})"
+    return refusal("--coordinator", coordinator, "an address at which the processes can meet", fix)
+
+
 def _why_silent(address: str) -> str | None:
-    """Why nobody answers at HOST:PORT; None if somebody does."""
+    """Says why nobody answers at HOST:PORT; None if somebody does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=POLL).close()

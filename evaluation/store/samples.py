@@ -1,14 +1,14 @@
-"""The sample store: what was sampled, kept as uint8 in numbered files, so that nothing is sampled twice.
+"""The sample store: finished samples, kept as uint8 in numbered files, so that nothing is sampled twice.
 
-Shard k holds the samples of the fixed ids [k·S, (k + 1)·S), whatever the order in which they were finished:
-sample i is the same sample in every run of a config, so a killed run goes on with the ids that are missing, a
-larger one adds what it lacks, and numbers computed shard by shard in id order do not depend on
-interruptions. A shard is whole or not there (evaluation/store/files.py); one that a broken disk tore, or that
-another config left, is found by its checksum or its identity, and made again.
+Shard k holds the samples with the ids [k·S, (k + 1)·S), in whatever order they were finished. Sample i is
+the same in every run of a config. So a killed run resumes with the ids that are missing, a larger run adds
+what it lacks, and figures computed shard by shard in the order of the ids do not depend on interruptions. A
+shard's file is either whole or absent (evaluation/store/files.py). One that a broken disk damaged, or that
+another config left, is recognised by its checksum or its config hash, and its samples are drawn again.
 
-Several processes may work in one folder, started by hand or by a scheduler: they share the shards by claims
-(evaluation/store/claims.py), and what two of them make twice on machines of one kind is the same. The store looks
-at the folder again whenever it says what is there.
+Several processes may work in one folder, started by hand or by a scheduler. They share the shards by claims
+(evaluation/store/claims.py); a shard that two of them sample is the same on machines of one kind. The store
+looks at the folder anew whenever it is asked what is there.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from solvers import Solution
 
 
 def to_uint8(x: Float[np.ndarray | Array, "n h w c"], *, centered: bool) -> Any:
-    """Images as grey levels uint8 [n, h, w, c]: each value goes to the nearest, those outside to the ends.
+    """Images as grey levels uint8 [n, h, w, c]: each value becomes the nearest level, of 0 to 255.
 
-    The published code cuts off the fraction instead, which darkens every image by half a grey level. What is
-    not a number (in a failed sample) becomes black: failed samples stay among those that FID judges.
+    The published code cuts off the fraction instead, which darkens every image by half a grey level. NaN (in
+    a failed sample) becomes black, so that failed samples count in FID.
 
     Args:
-        x: images in [0, 1], or in [−1, 1] if ``centered``; on a device they stay there.
+        x: images in [0, 1], or in [−1, 1] if ``centered``. Images on a device stay there.
         centered: as in ``config.data.centered``.
     """
     numpy = jnp if isinstance(x, jax.Array) else np
@@ -49,20 +49,20 @@ def to_uint8(x: Float[np.ndarray | Array, "n h w c"], *, centered: bool) -> Any:
     return numpy.rint(numpy.clip(numpy.nan_to_num(unit, nan=0.0), 0, 1) * 255).astype(np.uint8)
 
 
-# By config.data.centered: the same function each time, as the compiled sampling loop wants
+# By config.data.centered: always the same function object, or the sampling loop would be compiled again
 GREY_LEVELS = {centered: functools.partial(to_uint8, centered=centered) for centered in (False, True)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Finished samples, with what each of them took.
+    """Finished samples, with the cost of each.
 
     Attributes:
-        sample_ids: [n], which samples of the config these are.
+        sample_ids: [n], the samples' ids in the run of their config.
         images: uint8 [n, h, w, c].
-        nfe: [n], evaluations of the score.
-        accepted, rejected: [n], steps.
-        status: [n], ``solvers.Status`` of each.
+        nfe: [n], number of evaluations of the score.
+        accepted, rejected: [n], number of steps.
+        status: [n], ``solvers.Status``.
     """
 
     sample_ids: Int[np.ndarray, " n"]
@@ -74,7 +74,7 @@ class Samples:
 
     @classmethod
     def of(cls, solution: Solution) -> Samples:
-        """What ``solvers.stream`` finished, its images made grey levels by ``GREY_LEVELS``."""
+        """The samples of a solution by ``solvers.stream`` with one of ``GREY_LEVELS`` for ``output``."""
         return cls(
             sample_ids=solution.sample_ids.astype(np.int64),
             images=solution.x,
@@ -92,10 +92,11 @@ class Samples:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Samples))
+HASH = "identity"  # the config hash has this name in a shard's file: shards of earlier versions stay valid
 
 
 def joined(*parts: Samples) -> Samples:
-    """All of them in the order of their ids; of samples with the same id, the first."""
+    """All samples in the order of their ids; of samples with the same id, the first."""
     together = Samples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS})
     _, rows = np.unique(together.sample_ids, return_index=True)
     return together[rows]
@@ -105,32 +106,37 @@ class SampleStore:
     """The samples of one config in a folder, to which other processes may be adding too.
 
     Use it as a context manager: leaving it, also by Ctrl-C, writes the finished samples of unfinished shards.
-
-        with SampleStore(workdir / "samples", identity=config_hash, shard_size=1024) as store:
-            while store.any_left(num_samples):
-                for ids in store.pending(num_samples):
-                    store.add(…)  # the samples with these ids, in any order and in any pieces
-        for shard in store.shards(num_samples):
-            …
-
     Every method that looks at the folder may raise a ValueError, if its shards are of another size, and an
     OSError, if it cannot be read or written.
 
     Args:
         folder: made when something is written.
-        identity: of the run; a shard with another one does not belong here.
-        shard_size: S, samples a shard.
+        config_hash: of the config; a shard with another hash does not belong here.
+        shard_size: S, number of samples in a shard.
+
+    Example:
+        >>> import tempfile
+        >>> ids = np.arange(3)
+        >>> counts = dict(nfe=ids, accepted=ids, rejected=ids, status=ids)
+        >>> samples = Samples(sample_ids=ids, images=np.zeros((3, 8, 8, 1), np.uint8), **counts)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with SampleStore(folder, config_hash="5eed", shard_size=2) as store:
+        ...         while store.any_left(3):
+        ...             for missing in store.pending(3):
+        ...                 store.add(samples[missing])  # in any order and in any pieces
+        ...     [shard.sample_ids.tolist() for shard in store.shards(3)]
+        [[0, 1], [2]]
     """
 
-    def __init__(self, folder: epath.PathLike, *, identity: str, shard_size: int):
-        require(
-            shard_size >= 1, "config.eval.shard_size", shard_size, "at least 1", "set it to 1024, for example"
-        )
+    def __init__(self, folder: epath.PathLike, *, config_hash: str, shard_size: int):
+        require(shard_size >= 1, "shard_size", shard_size, "at least 1", "set it to 1024, for example")
         self.folder = epath.Path(folder)
-        self.identity = identity
+        self.config_hash = config_hash
         self.shard_size = shard_size
-        self._seen: dict[int, tuple[Hashable, np.ndarray]] = {}  # version of each shard's file, ids in it
-        self._finished: dict[int, Samples] = {}  # samples of each shard that are not on the disk yet
+        self._seen: dict[
+            int, tuple[Hashable, np.ndarray]
+        ] = {}  # version of each shard's file, and the ids in it
+        self._finished: dict[int, Samples] = {}  # samples of each shard that are in no file yet
         self._foreign: set[int] = set()
         self._claims = Claims(self.folder)
 
@@ -149,17 +155,17 @@ class SampleStore:
             warnings.warn(f"finished samples were lost: {second_error}", stacklevel=2)
 
     def missing(self, num_samples: int) -> Int[np.ndarray, " m"]:
-        """Ids below ``num_samples`` that nobody has finished by now, ascending."""
+        """Ids below ``num_samples`` that nobody has finished yet, ascending."""
         parts = [self._missing(number, num_samples) for number in self.numbers(num_samples)]
         return np.concatenate([np.empty(0, int), *parts])
 
     def any_left(self, num_samples: int, *, seconds: float = 0.0) -> bool:
-        """Whether ``pending`` has ids to give; what was finished here is written first.
+        """Whether ``pending`` has ids to give; the samples finished here are written first.
 
         Args:
             num_samples: the ids are below it.
-            seconds: where other processes have taken all that is missing, it waits until they have finished
-                it, or one of them has shown no sign of life for so long.
+            seconds: if other processes have claimed all that is missing, this waits until they have finished
+                it, or until one of them has given no sign of life for so long.
         """
         self.flush()
         return self._claims.any_left(self.numbers(num_samples), self._lacks(num_samples), seconds=seconds)
@@ -167,24 +173,24 @@ class SampleStore:
     def pending(
         self, num_samples: int, *, process: int = 0, processes: int = 1
     ) -> Iterator[Int[np.ndarray, " m"]]:
-        """Yields the ids to be sampled of a shard that nobody has taken, as it is when the next is asked for.
+        """Claims shards one by one, each when it is asked for, and yields the ids that are missing in it.
 
         Args:
             num_samples: the ids are below it.
-            process, processes: which process this is of how many that were started together, each of which
-                begins with shards of its own.
+            process, processes: number of this process and of all that were started together; each begins
+                with shards of its own.
         """
         numbers, lacks = self.numbers(num_samples), self._lacks(num_samples)
         for number in self._claims.take(numbers, lacks, process=process, processes=processes):
             yield self._missing(number, num_samples)
 
     def add(self, samples: Samples) -> None:
-        """Takes finished samples in any order; a shard is written as soon as it is complete.
+        """Adds finished samples in any order; a shard is written as soon as it is complete.
 
-        Of samples with the same id the first is kept: they are the same.
+        Of samples with the same id the first is kept: they are equal.
 
         Raises:
-            OSError: for a disk that refuses the shard, with path, reason and fix. The samples stay in memory,
+            OSError: if the shard cannot be written, with path, reason and fix. The samples stay in memory,
                 and ``flush`` tries again.
         """
         self._claims.renew()
@@ -197,10 +203,10 @@ class SampleStore:
                 self._write(number)
 
     def flush(self) -> None:
-        """Writes the finished samples of shards that are not complete yet, and removes the claims on them.
+        """Writes the finished samples of incomplete shards, and removes the claims on these.
 
         Raises:
-            OSError: for a disk that refuses a shard, with path, reason and fix.
+            OSError: if a shard cannot be written, with path, reason and fix.
         """
         for number in sorted(self._finished):
             self._write(number)
@@ -210,36 +216,36 @@ class SampleStore:
         """The samples 0 to ``num_samples`` − 1 in the order of their ids, a shard at a time.
 
         Raises:
-            ValueError: if some are missing, or a shard is torn meanwhile.
+            ValueError: if samples are missing, or if a shard is damaged meanwhile.
         """
         self.flush()
         missing = self.missing(num_samples)
         require(
             len(missing) == 0,
-            "samples missing",
+            "number of missing samples",
             len(missing),
-            f"none of {num_samples} in {self.folder}",
-            "run the same command again, which samples these",
+            f"0 of {num_samples} in {self.folder}",
+            "run the same command again to sample them",
         )
         for number in self.numbers(num_samples):
             yield self.shard(number, num_samples)  # and nothing here keeps it
 
     def shard(self, number: int, num_samples: int) -> Samples:
-        """The samples of one shard, of those below ``num_samples``.
+        """The samples of one shard with ids below ``num_samples``.
 
         Raises:
-            ValueError: if the shard is torn or not there.
+            ValueError: if the shard is damaged or absent.
         """
         samples = self._read(number)
         if samples is None:
             raise ValueError(
-                f"{self._path(number)} was torn or replaced meanwhile; run the same command again: it "
-                "makes this shard again"
+                f"{self._path(number)} was damaged or removed meanwhile: run the same command again to draw "
+                "its samples again"
             )
         return samples[samples.sample_ids < num_samples]
 
     def numbers(self, num_samples: int) -> range:
-        """Of the shards of the samples below ``num_samples``."""
+        """Numbers of the shards that hold the samples below ``num_samples``."""
         return range(-(-num_samples // self.shard_size))
 
     def _path(self, number: int) -> epath.Path:
@@ -249,7 +255,7 @@ class SampleStore:
         return lambda number: len(self._missing(number, num_samples)) > 0
 
     def _missing(self, number: int, num_samples: int) -> Int[np.ndarray, " m"]:
-        """The ids of a shard that are neither in its file by now nor finished here."""
+        """The ids of a shard that are neither in its file nor finished here."""
         start = number * self.shard_size
         ids = np.arange(start, min(start + self.shard_size, num_samples))
         _, stored = self._look(number)
@@ -257,7 +263,7 @@ class SampleStore:
         return np.setdiff1d(ids, np.union1d(stored, finished))
 
     def _look(self, number: int) -> tuple[Hashable, Int[np.ndarray, " m"]]:
-        """The version of a shard's file and the ids in it, as they are now; it is read only if it changed."""
+        """The version of a shard's file and the ids in it, as they are now; read only if the file changed."""
         now = version(self._path(number))
         if number not in self._seen or self._seen[number][0] != now:
             samples = self._read(number)
@@ -277,13 +283,13 @@ class SampleStore:
                     path.rename(_unused(path, ".foreign"))
             with atomic_file(path) as file:
                 arrays = {name: getattr(samples, name) for name in FIELDS}
-                file.write(pack({"identity": self.identity, "shard_size": self.shard_size, **arrays}))
+                file.write(pack({HASH: self.config_hash, "shard_size": self.shard_size, **arrays}))
         del self._finished[number]
         if len(np.union1d(stored, samples.sample_ids)) == self.shard_size:
             self._claims.release(number)
 
     def _read(self, number: int) -> Samples | None:
-        """A shard of this run; None if there is none, and, with a warning, if it is torn or foreign."""
+        """A shard of this config; None if there is none, or, with a warning, if it is damaged or foreign."""
         path = self._path(number)
         self._foreign.discard(number)
         if (content := read_file(path)) is None:
@@ -291,28 +297,28 @@ class SampleStore:
         try:
             arrays = unpack(content)
         except ValueError as error:
-            warnings.warn(f"{path} is torn ({error}): its samples are made again", stacklevel=2)
+            warnings.warn(f"{path} is damaged ({error}): its samples are drawn again", stacklevel=2)
             return None
-        identity, shard_size = str(arrays.pop("identity")), int(arrays.pop("shard_size"))
-        if identity != self.identity:
+        config_hash, shard_size = str(arrays.pop(HASH)), int(arrays.pop("shard_size"))
+        if config_hash != self.config_hash:
             warnings.warn(
-                f"{path} is of another run (identity {identity}, here {self.identity}): its samples are "
-                "made again, and the file is kept with the ending .foreign",
+                f"{path} is of another config (hash {config_hash}, here {self.config_hash}): its samples are "
+                "drawn again, and the file is kept with the ending .foreign",
                 stacklevel=2,
             )
             self._foreign.add(number)
             return None
         require(
             shard_size == self.shard_size,
-            "config.eval.shard_size",
+            "shard_size",
             self.shard_size,
             f"{shard_size}, the size of the shards in {self.folder}",
-            f"set it back to {shard_size}, or take another --workdir",
+            f"set shard_size back to {shard_size}, or use another folder",
         )
         return Samples(**arrays)
 
 
 def _unused(path: epath.Path, ending: str) -> epath.Path:
-    """A path beside another with this ending, numbered where there is one already."""
+    """A path beside another with this ending, and with a number if that exists already."""
     numbers = itertools.chain([""], itertools.count(2))
     return next(p for n in numbers if not (p := path.with_name(f"{path.name}{ending}{n}")).exists())

@@ -1,4 +1,4 @@
-"""The benchmark on exact scores: its rows can be made, its quick run measures, and another reads that."""
+"""The benchmark on exact scores: its rows are valid, and its quick run measures and can be resumed."""
 
 import json
 import math
@@ -16,7 +16,7 @@ def run(workdir, *arguments):
 
 
 def test_every_row_is_a_run_of_its_own():
-    """Settings that a solver refuses are refused here."""
+    """A row with settings that its solver refuses fails here."""
     cells = list(all_cells(list(SOLVERS), list(SDES), quick=False))
     identities = {cell.identity for cell in cells if cell.sde == "vp"}
     assert len(identities) == sum(cell.sde == "vp" for cell in cells)
@@ -29,8 +29,8 @@ def test_the_quick_run_measures_and_the_next_reads_what_it_kept(tmp_path, monkey
     printed = capsys.readouterr().out
     assert "| vp  | 0.1       | euler_maruyama" in printed
 
-    # 256 true samples: the residual's mean deviates by sqrt(2/64/256) = 0.011, log p's by sqrt(32/256) = 0.35
-    # around −64/2 log(2 π e s²) − log 1797, less what modes overlap at this bandwidth
+    # for 256 true samples the mean residual has a standard deviation of sqrt(2/64/256) = 0.011, and the mean
+    # log p one of sqrt(32/256) = 0.35 around −64/2 log(2 π e s²) − log 1797, but for a small overlap of modes
     truth = {name: figures[f"vp.0.1.truth.0.{name}"] for name in MEASURED}
     variance = 0.1**2 + 0.25 * (1 - math.exp(-(0.1e-3 + 0.5 * 19.9e-6)))
     separate = -32 * math.log(2 * math.pi * math.e * variance) - math.log(1797)
@@ -38,7 +38,7 @@ def test_the_quick_run_measures_and_the_next_reads_what_it_kept(tmp_path, monkey
     assert truth["log_likelihood"] == pytest.approx(separate, abs=5 * 0.35)
     assert (truth["modes"], truth["nfe_mean"], truth["failed"]) == (1, 0, 0)
 
-    # few steps leave noise behind, which every measure sees; true samples are best in all of them
+    # few steps leave noise behind, which worsens every figure; true samples are best in all of them
     coarse = {name: figures[f"vp.0.1.euler_maruyama.20.{name}"] for name in MEASURED}
     assert coarse["nfe_mean"] == coarse["nfe_max"] == 20
     assert coarse["residual"] > 1.2
@@ -65,4 +65,6 @@ def test_a_solver_that_does_not_converge_is_shown_as_such(tmp_path, monkeypatch,
 def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--solvers", "euler_maruyama,rk54"])
-    assert "--solvers = rk54: allowed are euler_maruyama" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--solvers must be one of 'euler_maruyama', " in message
+    assert "(got 'rk54'): did you mean 'rk45'?" in message

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs on a small network: all its parts run, time that is short leaves them out."""
+"""The benchmark for GPUs on a small network: all parts run, and are left out when the time is short."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_small_network_goes_through_all_parts(tmp_path, capsys):
     assert report["failed"] == {}
     of_networks = {f"{name}.{figure}" for name in NETWORKS for figure in OF_A_NETWORK}
     assert set(report["figures"]) == {"matmul.bfloat16.tflops", "matmul.float32.tflops"} | of_networks
-    # the overhead alone can be below 0, by noise
+    # only the overhead can be below 0, by noise
     assert all(value > 0 for name, value in report["figures"].items() if not name.endswith("overhead"))
     printed = capsys.readouterr().out
     for name in NETWORKS:
@@ -64,7 +64,7 @@ def test_a_part_that_fails_is_named_and_the_next_one_runs(tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_halved():
-    """Whether JAX says so, or the driver because of that; other errors are not of the memory."""
+    """Whether JAX reports it or an error that JAX's caused; other errors are raised."""
     tried = []
 
     def task(size):
@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_halved():
             try:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
             except jax.errors.JaxRuntimeError as error:
-                raise ValueError("batch_size = 8: allowed is what fits") from error
+                raise ValueError("batch_size must be what fits (got 8): halve it") from error
         return "done"
 
     assert fitting(16, task) == (4, "done")
@@ -91,4 +91,4 @@ def test_a_batch_that_does_not_fit_is_halved():
 def test_a_machine_without_a_gpu_is_refused(capsys):
     with pytest.raises(SystemExit):
         main([])
-    assert "devices = CPUs alone: allowed is a machine with a GPU or TPU" in capsys.readouterr().err
+    assert "the device must be a GPU or TPU that JAX sees (got 'cpu'): " in capsys.readouterr().err

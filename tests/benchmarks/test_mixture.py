@@ -1,4 +1,4 @@
-"""The mixture whose truth the benchmarks know: its formulas against derivatives and large samples."""
+"""The mixture with known scores: its formulas against derivatives and large samples."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def points(sde, mixture, t, num_samples=64):
 
 
 def in_float64(mixture, sde, x, t):
-    """Logs of the centres' terms of p_t(x), term by term as the docstring of the module writes them."""
+    """Logarithms of the terms of p_t(x), one for each centre, as the module's docstring defines them."""
     alpha, variance = (np.float64(value) for value in mixture.marginal(sde, t))
     centres = np.asarray(mixture.centres, np.float64) + np.asarray(mixture.offset, np.float64)
     difference = np.asarray(x, np.float64).reshape(len(x), 1, -1) - alpha * centres
@@ -29,8 +29,8 @@ def in_float64(mixture, sde, x, t):
 def test_score_and_density_are_those_of_double_precision(name, share, bandwidth):
     """From eps to σ = 50, in float32.
 
-    A centre's log-weight errs by a few roundings of |x||c|/s², which are at most 5e-4 at eps; where two
-    centres share a point, the score's numerator moves by that share of their distance.
+    The error of a centre's log-weight is a few roundings of |x||c|/s², at most 5e-4 at eps. Where a point
+    belongs to two centres, the score's numerator changes by that share of their distance.
     """
     sde = SDES[name]
     t = sde.eps + share * (sde.T - sde.eps)
@@ -51,7 +51,7 @@ def test_score_and_density_are_those_of_double_precision(name, share, bandwidth)
 
 
 def test_the_score_is_the_gradient_of_the_log_density():
-    """With modes that overlap, so that every centre has a say; rounding is all that differs."""
+    """For overlapping modes, where every centre contributes; the two differ by rounding only."""
     sde = SDES["vp"]
     mixture = digits_mixture(sde, 0.2)
     x, t = points(sde, mixture, 0.3)
@@ -61,10 +61,10 @@ def test_the_score_is_the_gradient_of_the_log_density():
 
 @pytest.mark.parametrize("name", SDES)
 def test_moments_are_those_of_large_samples(name):
-    """Of n = 20,000: errors of the mean over its deviation are N(0, 1/n), of a variance's ratio N(0, 2/n).
+    """For n samples, errors of a mean over the deviation are N(0, 1/n), of a variance's ratio N(0, 2/n).
 
-    A mixture's pixels have no heavier tails than a Gaussian's, so that 64 of each exceed five of these less
-    than once in 10,000 runs (this one's key is fixed).
+    A mixture's pixels have no heavier tails than a Gaussian's. So one of 64 means or variances exceeds five
+    standard deviations less than once in 10,000 runs (the key here is fixed).
     """
     sde, n = SDES[name], 20_000
     mixture = digits_mixture(sde, 0.1)
@@ -73,16 +73,16 @@ def test_moments_are_those_of_large_samples(name):
     flat = np.asarray(x, np.float64).reshape(n, -1)
     deviation = np.sqrt(np.diag(covariance))
     assert np.abs((flat.mean(axis=0) - mean) / deviation).max() < 5 / np.sqrt(n)
-    # pixels that are nearly always blank have a kurtosis above 3: their sum is looked at, not each
+    # pixels that are nearly always blank have a kurtosis above 3: so the sum of the variances is tested
     total = np.trace(np.cov(flat, rowvar=False)) / np.trace(covariance)
     assert abs(total - 1) < 5 * np.sqrt(2 / n)
-    # the squared residual of d = 64 Gaussian numbers deviates by sqrt(2/64) of itself
+    # the mean square of d = 64 Gaussian numbers has a relative deviation of sqrt(2/64)
     assert abs(float(jnp.mean(mixture.residual(sde, x[:4096], times[:4096]))) - 1) < 5 * np.sqrt(
         2 / 64 / 4096
     )
 
 
-def test_every_process_is_asked_for_the_same_images():
+def test_every_process_has_the_same_target_images():
     scaled = {}
     for name, sde in SDES.items():
         mixture, unit = digits_mixture(sde, 0.1), pixel_unit(sde)

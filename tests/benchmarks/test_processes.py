@@ -1,4 +1,4 @@
-"""Processes that share a folder: what they draw, and how evenly."""
+"""Processes that share a folder draw one device's samples, and share the work evenly."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_deviation_is_the_largest_from_equal_shares():
 def test_fewer_shards_than_processes_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--num_samples=2048", "--shard_size=1024"])
-    assert "--shard_size = 1024: allowed is at most 512" in capsys.readouterr().err
+    assert "--shard_size must be at most 512 (got 1024): " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -23,6 +23,6 @@ def test_two_processes_draw_what_one_device_draws():
     figures, _ = measure(num_samples=2048, shard_size=512, devices=(1, 2), processes=(2,))
     for name in ("devices_1", "devices_2", "processes_2"):
         assert figures[f"{name}.bitwise_equal"] == 1
-    # the mean of 1,024 samples' evaluations is that of all to a few tenths of a percent
+    # the mean over 1,024 samples differs from that over all by a few tenths of a percent
     assert figures["processes_2.own_deviation"] < 0.03
-    assert figures["processes_2.calls_deviation"] < 1  # both had a part in it
+    assert figures["processes_2.calls_deviation"] < 1  # both took part

@@ -1,4 +1,4 @@
-"""What benchmarks write and the table of all of it; and that every one can be called as its README says."""
+"""The files that benchmarks write and the table of all; and every benchmark runs as its README says."""
 
 import json
 import os
@@ -36,7 +36,10 @@ def test_the_table_names_every_figure_its_benchmark_and_the_machines(tmp_path, c
 def test_a_folder_without_figures_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
-    assert "allowed is a folder with files of --json" in capsys.readouterr().err
+    assert (
+        f"FOLDER must be a folder with files that --json wrote (got {str(tmp_path)!r}): "
+        in capsys.readouterr().err
+    )
 
 
 def test_operations_are_counted_once_and_inserted_zeros_not_at_all():
@@ -52,12 +55,12 @@ def test_operations_are_counted_once_and_inserted_zeros_not_at_all():
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    at_each_pixel = 2 * (3 * 3 * 3 * 5)  # a multiplication and an addition
+    at_each_pixel = 2 * (3 * 3 * 3 * 5)  # a multiplication and an addition each
     assert operations(convolve, x, kernel) == 2 * 16 * at_each_pixel
-    assert operations(jax.jit(convolve), x, kernel) == 2 * 16 * at_each_pixel  # in a program of its own
+    assert operations(jax.jit(convolve), x, kernel) == 2 * 16 * at_each_pixel  # nested in a compiled function
     strided = jax.tree_util.Partial(convolve, stride=2)
     assert operations(strided, x, kernel) == 2 * 4 * at_each_pixel
-    # 7 x 7 pixels with the zeros between, of which a quarter is not zero
+    # 7 x 7 pixels with the zeros inserted, of which a quarter is not zero
     dilated = jax.tree_util.Partial(convolve, dilation=2)
     assert operations(dilated, x, kernel) == 2 * 49 * at_each_pixel / 4
     assert operations(jnp.matmul, jnp.ones((2, 3, 4)), jnp.ones((4, 5))) == 2 * 2 * 3 * 4 * 5
@@ -82,7 +85,7 @@ def test_every_benchmark_is_called_the_same_way(module):
 
 @pytest.mark.slow
 def test_run_all_goes_on_after_one_that_fails_and_says_so(tmp_path):
-    """With a Python that fails in one benchmark, writes figures in another, and else is this one."""
+    """The Python here fails in one benchmark, writes figures in another, and otherwise is the real one."""
     stub = tmp_path / "python"
     stub.write_text(
         "#!/usr/bin/env bash\n"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+import models
+import training
 from configs.base import get_config
 from data import batches, datasets
-from tests.training.tiny import init_params, tiny_config, tiny_models
-from training import loop, state_files
+from tests.training.tiny import tiny_config, tiny_network
+from training import state_files
 from training.step import initial_state
 
 
@@ -37,11 +39,14 @@ def test_digits_keep_their_seventeen_levels():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "digit"}, r"config.data.name = 'digit': allowed is one of .*did you mean 'digits'\?"),
-        ({"image_size": 32}, r"config.data.image_size = 32: allowed is 8, .*set config.data.image_size = 8"),
+        ({"name": "digit"}, r"config.data.name must be one of .* \(got 'digit'\): did you mean 'digits'\?"),
+        (
+            {"image_size": 32},
+            r"size of .* must be \(32, 32\), .* \(got \(8, 8\)\): set config.data.image_size = 8",
+        ),
         (
             {"num_channels": 3},
-            r"config.data.num_channels = 3: allowed is 1, .*set config.data.num_channels = 1",
+            r"config.data.num_channels must be 1, .* \(got 3\): set config.data.num_channels = 1",
         ),
     ],
 )
@@ -115,7 +120,9 @@ def test_every_process_reads_its_own_part(held):
     parts = [list(batches.batches(images, process=i, processes=3, **step)) for i in range(3)]
     assert parts[0][0].shape == (300, 8, 8, 1)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    with pytest.raises(ValueError, match=r"batch_size = 900: allowed is a multiple of the 7 .*set it to 903"):
+    with pytest.raises(
+        ValueError, match=r"^batch_size must be a multiple of the 7 .* \(got 900\): set it to 903"
+    ):
         next(batches.batches(images, process=0, processes=7, **step))
 
 
@@ -144,13 +151,13 @@ def test_pieces_are_all_images_in_order_and_few_at_a_time():
 
 
 def test_training_from_a_disk_goes_on_as_uninterrupted_from_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "models", tiny_models)
+    monkeypatch.setattr(models, "build", tiny_network)
     states = []
     for workdir, num_steps, limit in (("memory", 12, 2**30), ("disk", 5, 0), ("disk", 12, 0)):
         monkeypatch.setattr(datasets, "IN_MEMORY", limit)
         config = tiny_config(num_steps=num_steps)
-        loop.train(config, tmp_path / workdir, command="test", progress=False)
-        blank = initial_state(config.training, init_params(config, jax.random.key(9)))
+        training.train(config, tmp_path / workdir, command="test", progress=False)
+        blank = initial_state(config.training, tiny_network(config).init(jax.random.key(9)))
         restored = state_files.restore_newest(tmp_path / workdir / "checkpoints", blank)
         assert restored is not None
         states.append(jax.device_get(restored[0]))

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from configs.base import get_config
-from data import batches, datasets
+from data import batches, datasets, sources
 from tests.conftest import SHARED
 from tests.data.sources import (
     png,
@@ -87,8 +87,6 @@ def test_the_newest_version_is_taken(tmp_path):
     for version in ("10.0.0", "9.0.0"):
         (old.parent / version).mkdir()
         (old.parent / version / "dataset_info.json").write_text("")
-    from data import sources
-
     found = sources.prepared_folder("mnist", str(tmp_path))
     assert found is not None
     assert found.name == "10.0.0"
@@ -115,7 +113,7 @@ def test_a_data_set_that_is_absent_is_named_with_what_to_run_and_where(tmp_path,
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "absent"))
     for name in ("mnist", "cifar10", "celeb_a", "celeb_a_hq/256", "lsun/church_outdoor", "lsun/bedroom"):
         message = (
-            f"config.data.name = '{name}': there is no such data set in {tmp_path}/absent; .*"
+            rf"config.data.name must be .* present in {tmp_path}/absent \(got '{name}'\): .*"
             f"tfds build {name} --file_format=array_record --data_dir={tmp_path}/absent"
         )
         with pytest.raises(FileNotFoundError, match=message):
@@ -124,23 +122,30 @@ def test_a_data_set_that_is_absent_is_named_with_what_to_run_and_where(tmp_path,
 
 def test_bad_splits_and_formats_are_refused(root, tmp_path):
     for split in ("val", "train[:"):
-        message = re.escape(f"config.data.split = '{split}': allowed is one of 'train', 'test', or a slice")
-        with pytest.raises(ValueError, match=message):
+        message = (
+            f"config.data.split must be one of 'train', 'test', or a slice of one (got {split!r}): choose"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
             datasets.open_images(_data(root, name="cifar10", split=split))
-    with pytest.raises(ValueError, match=r"config.data.split = 'test': allowed is 'train'"):
+    with pytest.raises(ValueError, match=r"config.data.split must be 'train', .* \(got 'test'\)"):
         datasets.open_images(_data(name="digits", split="test", num_channels=1))
     folder = tmp_path / "mnist" / "1.0.0"
     folder.mkdir(parents=True)
     for file in (root / "cifar10" / "1.0.0").iterdir():
         (folder / file.name).write_bytes(file.read_bytes().replace(b"array_record", b"tfrecord"))
-    with pytest.raises(ValueError, match=r"'tfrecord': allowed is array_record; run: tfds convert_format"):
+    with pytest.raises(
+        ValueError, match=r"must be array_record \(got 'tfrecord'\): run: tfds convert_format"
+    ):
         datasets.open_images(_data(tmp_path, name="mnist"))
 
 
 def test_images_of_mixed_sizes_are_refused_by_name(tmp_path):
     folder = write_folder(tmp_path / "images", random_images(4))
     (folder / "more" / "big.png").write_bytes(png(random_images(1, size=9)[0]))
-    message = r"config.data.image_size = 8: allowed is 9, as .*more/big.png is 9x9; .*config.data.resize"
+    message = (
+        r"size of .*more/big.png must be \(8, 8\), .* \(got \(9, 9\)\): "
+        "set config.data.image_size = 9, .*config.data.resize"
+    )
     with pytest.raises(ValueError, match=message):
         datasets.load(_data(folder))
     assert datasets.load(_data(folder, resize="box")).shape == (5, 8, 8, 3)
@@ -152,7 +157,7 @@ def test_images_of_mixed_sizes_are_refused_by_name(tmp_path):
 )
 def test_grey_images_and_alpha_channels_are_refused(channels, allowed, fix, tmp_path):
     folder = write_folder(tmp_path / "images", random_images(2, channels=channels))
-    message = f"config.data.num_channels = 3: allowed is {allowed}, as .*000.png has; .*{fix}"
+    message = rf"config.data.num_channels must be {allowed}, .*000.png \(got 3\): .*{fix}"
     with pytest.raises(ValueError, match=message):
         datasets.open_images(_data(folder))
 
@@ -161,7 +166,7 @@ def test_a_colour_table_is_rgb_and_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(random_images(1)[0]).quantize(5).save(tmp_path / "table.png")
     assert datasets.load(_data(tmp_path)).shape == (1, 8, 8, 3)
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"mode of .*deep.png = 'I;16': allowed is 8-bit"):
+    with pytest.raises(ValueError, match=r"mode of .*deep.png must be 8-bit .* \(got 'I;16'\)"):
         datasets.load(_data(tmp_path))
 
 
@@ -173,18 +178,18 @@ def test_a_corrupt_image_is_named(tmp_path, root):
     images = random_images(4)
     folder = write_folder(tmp_path / "images", images)
     (folder / "more" / "003.png").write_bytes(_broken(png(images[3])))
-    with pytest.raises(ValueError, match=r"more/003.png is no image that can be read"):
+    with pytest.raises(ValueError, match=r"more/003.png must be a readable image"):
         datasets.load(_data(folder))
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("a.png", png(images[0]))
         archive.writestr("b.png", _broken(png(images[1])))
-    with pytest.raises(ValueError, match=r"images.zip/b.png is no image that can be read"):
+    with pytest.raises(ValueError, match=r"images.zip/b.png must be a readable image"):
         datasets.load(_data(tmp_path / "images.zip"))
     # streamed to training, too
     streamed = batches.batches(
         datasets.open_images(_data(folder)), seed=0, batch_size=4, first_step=1, last_step=1
     )
-    with pytest.raises(ValueError, match=r"more/003.png is no image that can be read"):
+    with pytest.raises(ValueError, match=r"more/003.png must be a readable image"):
         list(streamed)
 
 
@@ -194,21 +199,29 @@ def test_a_zip_whose_bytes_changed_is_refused(tmp_path):
     at = content.index(b"IDAT") + 40  # in the last image, which was written first
     content[at] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"images.zip/images/002.png cannot be read \(Bad CRC"):
+    with pytest.raises(ValueError, match=r"images.zip/images/002.png must be readable \(got .*Bad CRC"):
         datasets.load(_data(path))
     path.write_bytes(content[:-40])
-    with pytest.raises(ValueError, match=r"images.zip cannot be read \(File is not a zip file\)"):
+    with pytest.raises(
+        ValueError, match=r"images.zip must be a readable file \(got .*File is not a zip file"
+    ):
         datasets.open_images(_data(path))
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((2, 8, 8, 3))}, "dtype of .* = 'float64': allowed is uint8"),
-        ({"images": np.zeros((2, 8, 8), np.uint8)}, r"shape of .* = \(2, 8, 8\): .*images\[\.\.\., None\]"),
-        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "number of images in .* = 0: allowed is at least 1"),
-        ({"a": np.zeros(1), "b": np.zeros(1)}, r"\['a', 'b'\]: allowed is one array, or one called 'images'"),
-        ({"images": np.array([{}], object)}, "holds Python objects"),
+        ({"images": np.zeros((2, 8, 8, 3))}, r"dtype of .* must be uint8 .* \(got 'float64'\)"),
+        (
+            {"images": np.zeros((2, 8, 8), np.uint8)},
+            r"shape of .* \(got \(2, 8, 8\)\): .*images\[\.\.\., None\]",
+        ),
+        (
+            {"images": np.zeros((0, 8, 8, 3), np.uint8)},
+            r"number of images in .* must be at least 1 \(got 0\)",
+        ),
+        ({"a": np.zeros(1), "b": np.zeros(1)}, r"content of .* one called 'images' \(got \['a', 'b'\]\)"),
+        ({"images": np.array([{}], object)}, "got 'Python objects'"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(arrays, message, tmp_path):
@@ -223,14 +236,15 @@ def test_places_without_images_are_refused(tmp_path):
         pass
     for path in (tmp_path, tmp_path / "empty.zip"):
         with pytest.raises(
-            ValueError, match=f"number of images in {path} = 0: allowed is at least 1; .*[.]png"
+            ValueError, match=rf"number of images in {path} must be at least 1 \(got 0\): .*[.]png"
         ):
             datasets.open_images(_data(path))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(ValueError, match=r"torn.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"torn.npz must be a readable file"):
         datasets.open_images(_data(tmp_path / "torn.npz"))
-    for name in ("absent", "readme.txt"):
-        with pytest.raises(ValueError, match=f"config.data.path = '{tmp_path}/{name}': allowed is a folder"):
+    for name, allowed in (("absent", "an existing folder"), ("readme.txt", "a folder")):
+        message = rf"config.data.path must be {allowed}, .* \(got '{tmp_path}/{name}'\)"
+        with pytest.raises(ValueError, match=message):
             datasets.open_images(_data(tmp_path / name))
 
 
@@ -238,7 +252,7 @@ def test_the_central_square_is_cropped_padded_or_resized(tmp_path):
     image = random_images(1, size=12)[0][:10]  # 10 high and 12 wide
     np.savez(tmp_path / "images.npz", images=image[None])
     path = tmp_path / "images.npz"
-    with pytest.raises(ValueError, match=r"image_size = 8: allowed is none, as .* is 10x12"):
+    with pytest.raises(ValueError, match=r"size of .* \(got \(10, 12\)\): resize the images"):
         datasets.load(_data(path))
     np.testing.assert_array_equal(datasets.load(_data(path, crop=8))[0], image[1:9, 2:10])
     # a box of 2x2 pixels is their mean, which Pillow rounds twice: along the rows, then along the columns
@@ -260,10 +274,10 @@ def test_the_central_square_is_cropped_padded_or_resized(tmp_path):
 def test_bad_crops_and_filters_are_refused(tmp_path):
     path = write_npz(tmp_path / "images.npz", random_images(2))
     for changes, message in (
-        ({"resize": "boxx"}, "config.data.resize = 'boxx': .*did you mean 'box'"),
-        ({"crop": 9}, "config.data.crop = 9: allowed is at most 8, as image 0 of .* is 8x8"),
-        ({"crop": 0}, "config.data.crop = 0: allowed is pixels a side, at least 1"),
-        ({"image_size": 7, "resize": "pad"}, "config.data.image_size = 7: allowed is 8"),
+        ({"resize": "boxx"}, r"config.data.resize must be .* \(got 'boxx'\): did you mean 'box'"),
+        ({"crop": 9}, r"config.data.crop must be at most 8, the shorter side of image 0 of .* \(got 9\)"),
+        ({"crop": 0}, r"config.data.crop must be at least 1 pixel \(got 0\)"),
+        ({"image_size": 7, "resize": "pad"}, r"\(got \(8, 8\)\): set config.data.image_size = 8"),
     ):
         with pytest.raises(ValueError, match=message):
             datasets.open_images(_data(path, **changes))
@@ -292,19 +306,19 @@ def test_mnists_own_files_are_read_by_split(tmp_path):
 
 def test_broken_idx_files_are_named(tmp_path):
     folder = write_mnist(tmp_path, random_images(3, size=28, channels=1)[..., 0], np.arange(3))
-    with pytest.raises(ValueError, match=r"config.data.split = 'validation': allowed is .*train"):
+    with pytest.raises(ValueError, match=r"config.data.split must be .*'train'.* \(got 'validation'\)"):
         datasets.load(_mnist(folder, split="validation"))
-    with pytest.raises(ValueError, match=r"files of .*t10k-images-idx3-ubyte and t10k-labels"):
+    with pytest.raises(ValueError, match=r"files in .*t10k-images-idx3-ubyte and t10k-labels"):
         datasets.load(_mnist(folder, split="test"))
     images = folder / "train-images-idx3-ubyte.gz"
     whole = images.read_bytes()
     for content in (whole[:-9], whole[:5], b"no archive", b"", gzip.compress(gzip.decompress(whole)[:-1])):
         images.write_bytes(content)
-        with pytest.raises(ValueError, match=re.escape(str(images)) + r".*replace it by a whole copy"):
+        with pytest.raises(ValueError, match=re.escape(str(images)) + r".*replace it with an intact copy"):
             datasets.load(_mnist(folder))
     images.write_bytes(whole)
     (folder / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match=r"files of .*train-labels-idx1-ubyte"):
+    with pytest.raises(ValueError, match=r"files in .*train-labels-idx1-ubyte"):
         datasets.load(_mnist(folder))
 
 

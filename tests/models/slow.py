@@ -1,4 +1,4 @@
-"""The networks once more, in float64 NumPy and the plainest way: what the fast ones are checked against."""
+"""The networks in plain float64 NumPy, as a reference for the fast ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convolve(x: Array, weight: Array, stride: int = 1, padding: tuple[int, int] 
 
 
 def filter_each_channel(x: Array, kernel: tuple[float, ...], padding: tuple[int, int], gain: float) -> Array:
-    """True convolution (the kernel is turned round) of every channel with the kernel's outer square."""
+    """True convolution (with the flipped kernel) of every channel with the kernel's outer square."""
     square = np.outer(kernel, kernel) / np.sum(kernel) ** 2 * gain
     channels = np.eye(x.shape[-1])
     return convolve(x, square[::-1, ::-1, None, None] * channels, padding=padding)
@@ -104,9 +104,9 @@ def positional(y: Array, features: int) -> Array:
 
 
 class Network:
-    """NCSN++, DDPM++ or DDPM from parameters by name and the options of ``config.model`` and ``config.data``.
+    """NCSN++, DDPM++ or DDPM, from its parameters and the options in ``config.model`` and ``config.data``.
 
-    ``order`` lists the top-level layers as they were used, which is how PyTorch files number them.
+    ``order`` lists the top-level layers in the order of their use, by which PyTorch files number them.
     """
 
     def __init__(self, params: dict[str, Any], config: Any) -> None:

@@ -1,10 +1,13 @@
-"""Checkpoints of every format come back as they were, and a bad one says what is wrong with it."""
+"""Checkpoints of every format are read as they were written, and a bad one is refused with the reason."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,10 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 import models
 import sde_lib
 from configs.base import get_config
-from models import checkpoints, published_torch
+from models import checkpoints, published_jax, published_torch
 from tests.models import tiny
 
-# The reference's float32 against ours, as agreed; the network in bfloat16 against itself in float32.
+# Of the reference's float32 scores, and of bfloat16 scores against our float32 ones
 SCORE_TOLERANCE, BFLOAT16_TOLERANCE = 2e-4, 2e-2
 
 FLAX = ["ve_ncsnpp", "ve_ncsnpp_256style", "vp_ddpm", "vp_ddpmpp", "subvp_ddpmpp"]
@@ -29,7 +32,7 @@ GOLDEN = [("flax", case, "checkpoint_7") for case in FLAX] + [("torch", c, "chec
 
 
 def golden_config(folder: Path) -> Any:
-    """Our config from a published one, key by key."""
+    """Our config of a published one."""
     theirs, config = json.loads((folder / "config.json").read_text()), get_config()
     config.sde.name = theirs["training"]["sde"].removesuffix("sde")
     for group, source in (("sde", "model"), ("model", "model"), ("data", "data")):
@@ -45,8 +48,8 @@ def relative(a: Any, b: Any) -> float:
 
 
 @pytest.mark.parametrize(("kind", "case", "file"), GOLDEN)
-def test_published_checkpoints_give_the_reference_scores(golden_dir, kind, case, file):
-    folder = golden_dir / kind / case
+def test_published_checkpoints_give_the_reference_scores(golden, kind, case, file):
+    folder = golden(kind, case)
     config, golden = golden_config(folder), np.load(folder / "golden.npz")
     call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
     for raw, name in ((False, "score_from_params_ema"), (True, "score_from_params")):
@@ -57,8 +60,8 @@ def test_published_checkpoints_give_the_reference_scores(golden_dir, kind, case,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FLAX)
-def test_bfloat16_stays_near_float32(golden_dir, case):
-    folder = golden_dir / "flax" / case
+def test_bfloat16_stays_near_float32(golden, case):
+    folder = golden("flax", case)
     config, golden = golden_config(folder), np.load(folder / "golden.npz")
     config.model.dtype = "bfloat16"
     call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
@@ -70,63 +73,70 @@ def test_bfloat16_stays_near_float32(golden_dir, case):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A config, its averaged and raw weights, and one checkpoint of each format that holds them."""
+    """A config, its averaged and raw weights, and a checkpoint with them in each format."""
     folder, config = tmp_path_factory.mktemp("checkpoints"), tiny.config(sde="ve")
     ema, raw = tiny.params(config), tiny.params(config, seed=1)
-    order = list(models.abstract_params(config))
+    order = list(models.build(config).abstract_params())
     metadata = checkpoints.describe(config, step=7000, command="python main.py")
     paths = {
         "own": checkpoints.save(folder / "own", ema, metadata, {"params": raw, "step": np.int32(7000)}),
         "jax": tiny.write_jax(folder / "checkpoint_7", ema, raw),
         "torch": tiny.write_torch(folder / "checkpoint_7.pth", order, ema, raw),
+        "legacy": tiny.write_torch(folder / "checkpoint_6.pth", order, ema, raw, legacy=True),
     }
     return config, ema, raw, paths
+
+
+def restore(path: str | Path, config: Any, raw: bool = False) -> tuple[models.Params, dict[str, Any]]:
+    return models.restore_params(models.find(path), models.build(config), config, raw=raw)
 
 
 def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, dict(a), dict(b))
 
 
-@pytest.mark.parametrize("kind", ["own", "jax", "torch"])
+@pytest.mark.parametrize("kind", ["own", "jax", "torch", "legacy"])
 def test_every_format_gives_the_averaged_and_on_request_the_raw_weights(made, kind, tmp_path):
     config, ema, raw, paths = made
     for wanted, as_trained in ((ema, False), (raw, True)):
-        params, metadata = models.restore_params(paths[kind], config, raw=as_trained)
+        params, metadata = restore(paths[kind], config, raw=as_trained)
         assert_same(params, wanted)
         assert metadata["step"] == 7000
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    # told by looking, whatever the name
+    # the content decides, not the name
     if kind != "own":
         renamed = shutil.copy(paths[kind], tmp_path / "weights.bin")
-        assert_same(models.restore_params(renamed, config)[0], ema)
+        assert_same(restore(renamed, config)[0], ema)
 
 
 @pytest.mark.parametrize("kind", ["own", "jax", "torch"])
 def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path):
     config, ema, _, paths = made
     path = models.convert(paths[kind], tmp_path / "out", config, command="main.py --mode=convert")
-    params, metadata = models.restore_params(path, config)
+    params, metadata = restore(path, config)
     assert_same(params, ema)
     assert metadata["source_sha256"] == checkpoints.checkpoint_sha256(paths[kind])
     assert metadata["command"] == "main.py --mode=convert"
-    assert checkpoints.identity(path)["source_sha256"] == metadata["source_sha256"]
-    assert checkpoints.identity(path)["checkpoint_sha256"] == checkpoints.checkpoint_sha256(path)
+    assert checkpoints.provenance(path)["source_sha256"] == metadata["source_sha256"]
+    assert checkpoints.provenance(path)["checkpoint_sha256"] == checkpoints.checkpoint_sha256(path)
     assert not [f for f in path.rglob("*") if f.is_file() and str(tmp_path).encode() in f.read_bytes()]
-    with pytest.raises(ValueError, match=r"checkpoint to write = .*: allowed is a path at which nothing is"):
+    with pytest.raises(ValueError, match=r"checkpoint to write must be a path where nothing exists"):
         models.convert(paths[kind], path, config)
     with pytest.raises(ValueError, match=r"item 'training_state' for raw weights"):
-        models.restore_params(path, config, raw=True)
+        restore(path, config, raw=True)
 
 
 def test_the_config_names_the_checkpoint_unless_the_call_does(made):
     config, ema, _, paths = made
     score_fn = models.load_score_fn(config, paths["own"])
     x, t = np.zeros((2, 8, 8, 3), np.float32), np.array([0.1, 0.9], np.float32)
-    direct = models.score_fn(config, sde_lib.from_config(config.sde), ema)
+    direct = models.build(config).score_fn(sde_lib.from_config(config.sde), ema)
     call = jax.jit(lambda score_fn, x, t: score_fn(x, t))
     np.testing.assert_array_equal(call(score_fn, x, t), call(direct, x, t))
     config = config.copy_and_resolve_references()
-    with pytest.raises(ValueError, match=r"config.model.checkpoint = None: .*--mode=train, or name one with"):
+    with pytest.raises(
+        ValueError, match=r"config.model.checkpoint must .*None\): .*--mode=train, or name one with"
+    ):
         models.load_score_fn(config)
     config.model.checkpoint = str(paths["jax"])
     assert models.load_score_fn(config).func == score_fn.func
@@ -135,20 +145,20 @@ def test_the_config_names_the_checkpoint_unless_the_call_does(made):
 def test_a_missing_checkpoint_names_its_neighbours(made):
     config, _, _, paths = made
     with pytest.raises(
-        ValueError, match=r"checkpoint = .*checkpoint_8'.*nothing at .*did you mean checkpoint_7"
+        ValueError, match=r"checkpoint must be .*nothing at .*checkpoint_8'\): did you mean checkpoint_7"
     ):
-        models.restore_params(paths["jax"].with_name("checkpoint_8"), config)
+        restore(paths["jax"].with_name("checkpoint_8"), config)
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
-@pytest.mark.parametrize("kind", ["jax", "torch"])
+@pytest.mark.parametrize("kind", ["jax", "torch", "legacy"])
 def test_a_truncated_file(made, kind, keep, tmp_path):
     config, _, _, paths = made
     content = paths[kind].read_bytes()
     short = tmp_path / "checkpoint_7"
     short.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ValueError, match=rf"checkpoint {short}.*allowed is a whole file.*copy it again"):
-        models.restore_params(short, config)
+    with pytest.raises(ValueError, match=rf"checkpoint must be a whole .*file.*'{short}'\): copy it again"):
+        restore(short, config)
 
 
 def test_a_damaged_own_checkpoint(made, tmp_path):
@@ -160,8 +170,10 @@ def test_a_damaged_own_checkpoint(made, tmp_path):
         else:
             largest = max((copy / "params_ema").rglob("*"), key=lambda f: f.stat().st_size * f.is_file())
             largest.write_bytes(largest.read_bytes()[:100])
-        with pytest.raises(ValueError, match=rf"checkpoint {copy}.*whole folder.*copy it again"):
-            models.restore_params(copy, config)
+        with pytest.raises(
+            ValueError, match=rf"checkpoint must be a whole folder.*'{copy}'\): copy it again"
+        ):
+            restore(copy, config)
 
 
 @pytest.mark.parametrize("kind", ["own", "jax", "torch"])
@@ -170,13 +182,14 @@ def test_another_architecture_lists_what_differs(made, kind):
     config = config.copy_and_resolve_references()
     config.model.num_res_blocks = 2
     if kind == "own":
-        message = r"another architecture: config.model.num_res_blocks = 2 here, 1 there; take the config"
-    else:
         message = (
-            r"(?s)another architecture.*missing \(\d+\): .*and \d+ more.*misshapen \(\d+\): .*instead of"
+            r"config must be that .* had {'config.model.num_res_blocks': 1} "
+            r"\(got {'config.model.num_res_blocks': 2}\): take the config"
         )
+    else:
+        message = r"(?s)of the architecture.*missing \(\d+\): .*and \d+ more.*misshapen \(\d+\): .*instead of"
     with pytest.raises(ValueError, match=message):
-        models.restore_params(paths[kind], config)
+        restore(paths[kind], config)
 
 
 def test_the_list_of_differences_is_short(made):
@@ -184,7 +197,7 @@ def test_the_list_of_differences_is_short(made):
     config = config.copy_and_resolve_references()
     config.model.update({"nf": 8, "embedding_type": "fourier"})
     with pytest.raises(ValueError, match=r"the config has a Fourier embedding.*VE networks") as caught:
-        models.restore_params(paths["jax"], config)
+        restore(paths["jax"], config)
     misshapen = next(line for line in str(caught.value).split("\n") if "misshapen" in line)
     assert misshapen.count("instead of") == 10
 
@@ -193,8 +206,11 @@ def test_another_process_where_it_can_be_told(made):
     config, _, _, paths = made
     config = config.copy_and_resolve_references()
     config.sde.name = "vp"
-    with pytest.raises(ValueError, match=r"config.sde.name = 'vp': allowed is 've' with checkpoint .*; take"):
-        models.restore_params(paths["own"], config)
+    config.data.centered = True
+    config.model.dropout = 0.5  # may differ
+    message = r"'config.sde.name': 've', 'config.data.centered': False} \(got .*'vp', .*: True}\): take"
+    with pytest.raises(ValueError, match=message):
+        restore(paths["own"], config)
 
 
 def test_weights_that_are_not_finite(made, tmp_path):
@@ -202,24 +218,26 @@ def test_weights_that_are_not_finite(made, tmp_path):
     ema = jax.tree.map(np.copy, ema)
     ema["Conv_0"]["kernel"][0, 0, 0, 0] = np.nan
     path = tiny.write_jax(tmp_path / "checkpoint_7", ema, raw)
-    with pytest.raises(ValueError, match=r"1 of \d+ weights hold NaN or infinite values: Conv_0/kernel"):
-        models.restore_params(path, config)
-    models.restore_params(path, config, raw=True)  # those are good
+    with pytest.raises(ValueError, match=r"1 of \d+ hold NaN or infinite values: Conv_0/kernel"):
+        restore(path, config)
+    restore(path, config, raw=True)  # those are good
 
 
 def test_folders(made, tmp_path):
     config, ema, _, paths = made
-    with pytest.raises(ValueError, match=r"this folder is empty; see docs/checkpoints.md"):
-        models.restore_params(tmp_path, config)
+    with pytest.raises(ValueError, match=r"this folder is empty \(got .*\): see docs/checkpoints.md"):
+        restore(tmp_path, config)
     (tmp_path / "notes.txt").write_text("of no interest")
-    with pytest.raises(ValueError, match=r"this folder is without a checkpoint"):
-        models.restore_params(tmp_path, config)
+    with pytest.raises(ValueError, match=r"this folder holds none"):
+        restore(tmp_path, config)
     shutil.copy(paths["jax"], tmp_path / "checkpoint_7")
-    assert_same(models.restore_params(tmp_path, config)[0], ema)
+    assert_same(restore(tmp_path, config)[0], ema)
     shutil.copy(paths["torch"], tmp_path / "checkpoint_8")
-    with pytest.raises(ValueError, match=r"holds 2: checkpoint_7, checkpoint_8; name one, .*checkpoint_8"):
-        models.restore_params(tmp_path, config)
-    assert_same(models.restore_params(tmp_path / "checkpoint_8", config)[0], ema)
+    with pytest.raises(
+        ValueError, match=r"holds 2: checkpoint_7, checkpoint_8 .*: choose one, .*checkpoint_8"
+    ):
+        restore(tmp_path, config)
+    assert_same(restore(tmp_path / "checkpoint_8", config)[0], ema)
 
 
 @pytest.mark.parametrize(
@@ -229,20 +247,20 @@ def test_a_file_of_no_known_format(made, content, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"checkpoint {path}: allowed is this project's format.*none of these"
+        ValueError, match=rf"checkpoint must be in this project's format.*none of these \(got '{path}'\)"
     ):
-        models.restore_params(path, made[0])
+        restore(path, made[0])
 
 
 def test_msgpack_of_something_else(made, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(msgpack_serialize({"weights": np.ones(3)}))
-    with pytest.raises(ValueError, match=r"arrays under 'params_ema', but it holds \['weights'\]"):
-        models.restore_params(path, made[0])
+    with pytest.raises(ValueError, match=r"arrays under 'params_ema', but it holds 'weights' "):
+        restore(path, made[0])
 
 
 def test_the_walk_over_msgpack_reads_what_flax_wrote(tmp_path):
-    """Every kind of value that a training state may hold, small and large."""
+    """All kinds of values of a training state, small and large."""
     state = {
         "numbers": {
             str(i): n for i, n in enumerate([0, 1, 127, 128, 70_000, 2**40, -1, -33, -300, -(2**40), 0.5])
@@ -253,8 +271,6 @@ def test_the_walk_over_msgpack_reads_what_flax_wrote(tmp_path):
     }
     path = tmp_path / "x"
     path.write_bytes(msgpack_serialize(state))
-    from models import published_jax
-
     weights = published_jax.open_weights(path, raw=False)
     read = weights.read(weights.shapes)
     expected = msgpack_restore(path.read_bytes())["params_ema"]
@@ -262,6 +278,103 @@ def test_the_walk_over_msgpack_reads_what_flax_wrote(tmp_path):
     assert set(read) == {f"layer {i}/w" for i in range(20)}
     for name, array in read.items():
         np.testing.assert_array_equal(array, expected[name.removesuffix("/w")]["w"])
+
+
+def packed_lists(number: int) -> bytes:
+    return b"\xdd" + number.to_bytes(4, "big") + b"\xc0" * number
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\x81\xaaparams_ema" + packed_lists(30_000_000),
+            "a whole file in .*30000000 exceeds max_array_len",
+        ),
+        (b"\x81\xa4more" + packed_lists(30_000_000), "arrays under 'params_ema', but it holds 'more' "),
+        (b"\xdf\xff\xff\xff\xff", "a map has 4294967295 names"),
+        (b"\x81\xaaparams_ema\xdf\x7f\xff\xff\xff", "exceeds max_map_len"),
+        (b"\x81\xaaparams_ema\xc9\x3f\xff\xff\xff\x01abc", "it ends inside a value"),
+        (b"\x81\xaaparams_ema\xda\x01\x2c" + b"x" * 300, "300 exceeds max_str_len"),
+        (b"\x81" * 2000, "a map's name is a dict|StackError"),
+        (b"\x81\xaaparams_ema" + b"\x81\xa1a" * 1015 + b"\xc0", "RecursionError"),
+        (b"\x81\x01\xc0", "a map's name is a int, not a string"),
+        (b"\x82\xa1a\xc0\x90\xc0", "a map's name is a list, not a string"),
+        (b"\x81\xaaparams_ema\x81\x01\xc0", "int is not allowed for map key"),
+        (b"\x81\xaaparams_ema\x81\xc4\x01a\xc0", "TypeError"),
+        (b"\x81\xaaparams_ema\x81\xa1a\xc7\x03\x01\x93\xc0\xc0", "a whole file in the published JAX"),
+        (b"\x81\xaaparams_ema\xc1", "FormatError"),
+        (b"\x81\xaaparams_ema\xc0", "arrays under 'params_ema', but it holds 'params_ema' "),
+        (
+            b"\x81\xaaparams_ema\x83\xa1a\xc0\xa1b\xa2xy\xa1c\x07",
+            "under that name there are 'a' NoneType, 'b' str, 'c' int ",
+        ),
+        (b"\x81\xaaparams_ema\x81\xa1a\xd4\x02x", "under that name there are 'a' ExtType"),
+    ],
+)
+def test_msgpack_of_bad_will_is_refused_in_one_line(content, message, tmp_path):
+    path = tmp_path / "checkpoint_7"
+    path.write_bytes(content)
+    program = """
+import resource, sys, time
+from pathlib import Path
+from models import published_jax
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+try:
+    published_jax.open_weights(Path(sys.argv[1]), raw=False)
+except ValueError as error:
+    print(error)
+print(time.perf_counter() - start)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    if len(content) < 10_000:
+        with pytest.raises(ValueError, match=message) as caught:
+            published_jax.open_weights(path, raw=False)
+        assert "\n" not in str(caught.value)
+        return
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=root, check=True, stdout=subprocess.PIPE, text=True
+    )
+    text, seconds, megabytes = done.stdout.splitlines()
+    assert re.search(message, text)
+    assert float(seconds) < 5
+    assert float(megabytes) < 100  # of libraries it has more
+
+
+def test_a_network_with_weights_of_an_odd_type_is_refused(made, tmp_path):
+    config, ema, raw, _ = made
+    ema = jax.tree.map(np.copy, ema)
+    ema["Conv_0"]["bias"] = np.zeros(ema["Conv_0"]["bias"].shape, np.int32)
+    path = tiny.write_jax(tmp_path / "checkpoint_7", ema, raw)
+    with pytest.raises(ValueError, match=r"floating-point weights, but 1 of \d+ are not: Conv_0/bias int32"):
+        restore(path, config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak of a process's memory")
+def test_reading_takes_little_more_memory_than_the_weights(tmp_path):
+    """A file of 400 MB, of which the averaged weights are a quarter, in 50 arrays of 2 MB."""
+    array = np.ones((512, 1024), np.float32)
+    tree = {str(i): array for i in range(50)}
+    path = tmp_path / "checkpoint_7"
+    state = {"optimizer": {"target": tree, "state": {"a": tree, "b": tree}}, "params_ema": tree}
+    path.write_bytes(msgpack_serialize(state))
+    assert path.stat().st_size > 400e6
+    program = """
+import resource, sys
+from pathlib import Path
+from models import published_jax
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weights = published_jax.open_weights(Path(sys.argv[1]), raw=sys.argv[2] == "raw")
+arrays = weights.read(weights.shapes)
+assert len(arrays) == 50
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    root = Path(__file__).resolve().parents[2]
+    for which in ("averaged", "raw"):
+        command = [sys.executable, "-c", program, str(path), which]
+        done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+        assert float(done.stdout) < 100 + 20  # MB: the weights, and some arrays on their way
 
 
 class _Bomb:
@@ -283,15 +396,43 @@ def test_a_pickle_that_imports_something_else_is_refused_by_name_and_not_run(mad
         path = tmp_path / "x.pth"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps({"model": content}, protocol=2))
-        with pytest.raises(ValueError, match=rf"wants to import __builtin__\.{name}; .*nothing was run"):
-            models.restore_params(path, made[0])
+        with pytest.raises(ValueError, match=rf"wants to import __builtin__\.{name} .*: nothing was run"):
+            restore(path, made[0])
     assert not mark.exists()
 
 
 def test_nothing_that_could_act_is_admitted_to_a_pickle():
-    for (module, name), value in published_torch._ADMITTED.items():
+    for (module, name), value in published_torch.admitted().items():
         assert (module, name) == ("collections", "OrderedDict") or module in ("torch", "torch._utils")
         assert not callable(value) or value.__module__ in ("models.published_torch", "collections")
+
+
+def build_on(module: str, name: str, state: bytes) -> bytes:
+    """A pickle that names something and then changes its attributes, by the instruction BUILD."""
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + state + b"b."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        build_on("torch", "FloatStorage", b"}X\x05\x00\x00\x00dtypeX\x05\x00\x00\x00int32s"),
+        build_on("torch", "FloatStorage", b"N}X\x05\x00\x00\x00dtypeX\x05\x00\x00\x00int32s\x86"),
+        build_on("torch._utils", "_rebuild_tensor_v2", b"N}X\x0c\x00\x00\x00__defaults__Ns\x86"),
+        build_on("torch._utils", "_rebuild_parameter", b"}X\x01\x00\x00\x00xK\x01s"),
+        build_on("collections", "OrderedDict", b"N}X\x05\x00\x00\x00itemsNs\x86"),
+    ],
+)
+def test_a_pickle_changes_nothing_for_the_next_file(made, content, tmp_path):
+    config, ema, _, paths = made
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    with pytest.raises(ValueError, match="checkpoint must be"):
+        restore(path, config)
+    admitted = published_torch.admitted()
+    assert admitted["torch", "FloatStorage"].dtype == "float32"
+    assert not hasattr(admitted["torch._utils", "_rebuild_parameter"], "x")
+    assert_same(restore(paths["torch"], config)[0], ema)
 
 
 def test_a_tensor_that_goes_beyond_its_bytes(made, tmp_path):
@@ -301,15 +442,17 @@ def test_a_tensor_that_goes_beyond_its_bytes(made, tmp_path):
         for name in whole.namelist():
             content = whole.read(name)
             broken.writestr(name, content[:-8] if "/data/" in name and len(content) > 16 else content)
-    with pytest.raises(ValueError, match=r"a tensor goes beyond archive/data/\d+; copy it again"):
-        models.restore_params(path, config)
+    with pytest.raises(ValueError, match=r"a tensor goes beyond storage \d+\).*: copy it again"):
+        restore(path, config)
 
 
 def test_save_refuses_to_overwrite_unless_told(made, tmp_path):
     config, ema, _, _ = made
     metadata = checkpoints.describe(config, step=1, command="x")
     path = checkpoints.save(tmp_path / "a" / "own", ema, metadata)
-    with pytest.raises(ValueError, match=r"checkpoint to write = .*name another, or remove it"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint to write must be .*: choose another path, or remove what"
+    ):
         checkpoints.save(path, ema, metadata)
     checkpoints.save(path, ema, metadata | {"step": 2}, force=True)
-    assert models.restore_params(path, config)[1]["step"] == 2
+    assert restore(path, config)[1]["step"] == 2

@@ -91,7 +91,7 @@ def test_group_normalisation(channels, groups, offset):
 def test_groups_are_four_channels_each_but_at_most_32():
     assert [layers.group_norm(c, None).groups for c in (4, 24, 128, 384)] == [1, 6, 32, 32]
     assert layers.group_norm(64, 32).groups == 32
-    with pytest.raises(ValueError, match=r"normalise = 130: allowed is a multiple of .*; choose model.nf"):
+    with pytest.raises(ValueError, match=r"channels must be a multiple of .* = 32 \(got 130\): choose nf"):
         layers.group_norm(130, None)
 
 

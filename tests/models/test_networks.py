@@ -1,4 +1,4 @@
-"""Whole networks, option by option, against the plain formulas of ``slow``; and what a bad option is told."""
+"""The networks, option by option, against the plain formulas of ``slow``, and the refusals of bad options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import models
 import sde_lib
 from tests.models import slow, tiny
 
-# Between them every option takes each of its values.
+# Together they give each option all of its values
 CASES = {
     "ddpm++": {},
     "ddpm++ without options": {"skip_rescale": False, "conditional": False, "attn_resolutions": ()},
@@ -72,7 +72,7 @@ def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_pa
     params, raw = tiny.params(config), tiny.params(config, seed=1)
     plain = slow.Network(params, config)
     expected = plain(x, label)
-    module = models.build(config)
+    module = models.build(config).module
     fast = jax.jit(module.apply)({"params": params}, x, label)
     assert fast.dtype == jnp.float32
     # single precision through some thirty layers
@@ -83,7 +83,7 @@ def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_pa
         raw["GaussianFourierProjection_0"] = params["GaussianFourierProjection_0"]
     path = tiny.write_torch(tmp_path / "x.pth", plain.order, params, raw)
     for wanted, as_trained in ((params, False), (raw, True)):
-        restored, metadata = models.restore_params(path, config, raw=as_trained)
+        restored, metadata = models.restore_params(path, models.build(config), config, raw=as_trained)
         assert metadata["step"] == 7000
         jax.tree.map(np.testing.assert_array_equal, restored, wanted)
         assert list(restored) == plain.order
@@ -91,7 +91,7 @@ def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_pa
 
 def test_dropout_acts_in_training_only():
     config, x, label = setting({"dropout": 0.5})
-    module, params = models.build(config), {"params": tiny.params(config)}
+    module, params = models.build(config).module, {"params": tiny.params(config)}
     apply = jax.jit(module.apply, static_argnames="train")
     still = apply(params, x, label)
     np.testing.assert_array_equal(still, apply(params, x, label))
@@ -104,11 +104,10 @@ def test_dropout_acts_in_training_only():
 
 def test_a_new_network_starts_at_almost_zero():
     config, x, label = setting({"ch_mult": (1,), "attn_resolutions": ()})  # little to compile
-    params = jax.jit(lambda key: models.init_params(config, key))(
-        jax.random.key(0, impl="rbg")  # compiles sooner than the default
-    )
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, dict(models.abstract_params(config)))
-    assert np.abs(jax.jit(models.build(config).apply)({"params": params}, x, label)).max() < 1e-3
+    network = models.build(config)
+    params = jax.jit(network.init)(jax.random.key(0, impl="rbg"))  # compiles sooner than the default
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, network.abstract_params())
+    assert np.abs(jax.jit(network.module.apply)({"params": params}, x, label)).max() < 1e-3
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
@@ -117,7 +116,8 @@ def test_score_is_the_output_at_the_network_time_and_a_pytree(sde):
     process = sde_lib.from_config(config.sde)
     params = tiny.params(config)
     t: Any = np.array([0.3, 0.9], np.float32)
-    score_fn = models.score_fn(config, process, params)
+    network = models.build(config)
+    score_fn = network.score_fn(process, params)
     traces = []
 
     @jax.jit
@@ -126,13 +126,13 @@ def test_score_is_the_output_at_the_network_time_and_a_pytree(sde):
         return score_fn(x, t)
 
     label = jax.vmap(process.network_time)(t)
-    output: Any = jax.jit(models.build(config).apply)({"params": params}, x, label)
+    output: Any = jax.jit(network.module.apply)({"params": params}, x, label)
     expected = jax.vmap(process.score)(output, t)
     np.testing.assert_allclose(call(score_fn, x, t), expected, rtol=1e-4, atol=1e-5)
 
     # Another build, other weights and other numbers of the process: the compiled program is found again.
     config.sde.sigma_max, config.sde.beta_max = 40.0, 19.0
-    other = models.score_fn(config, sde_lib.from_config(config.sde), tiny.params(config, seed=1))
+    other = models.build(config).score_fn(sde_lib.from_config(config.sde), tiny.params(config, seed=1))
     assert relative(call(other, x, t), expected) > 1e-3
     assert len(traces) == 1
     assert len(jax.tree.leaves(score_fn)) == len(jax.tree.leaves(params)) + 4
@@ -164,7 +164,7 @@ def published(name):
 
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(SAME)))
 def test_published_networks_have_their_number_of_parameters(name):
-    shapes = jax.tree.leaves(models.abstract_params(published(name)))
+    shapes = jax.tree.leaves(models.build(published(name)).abstract_params())
     assert sum(math.prod(leaf.shape) for leaf in shapes) == PUBLISHED[name]
 
 
@@ -176,25 +176,28 @@ def test_other_configs_share_a_published_network(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "ncsn"}, r"config.model.name = 'ncsn': allowed is one of .*; did you mean"),
-        ({"dtype": "float16"}, r"config.model.dtype = 'float16': allowed is one of 'float32', 'bfloat16'"),
-        ({"resblock_type": "bigan"}, r"config.model.resblock_type = 'bigan'.*did you mean 'biggan'"),
-        ({"progressive": "skip"}, r"config.model.progressive = 'skip': allowed is one of 'none'"),
-        ({"progressive_input": "output_skip"}, r"config.model.progressive_input = 'output_skip'"),
+        ({"name": "ncsn"}, r"config.model.name must be one of .* \(got 'ncsn'\): did you mean 'ncsnpp'"),
+        ({"dtype": "float16"}, r"config.model.dtype must be one of 'float32', 'bfloat16' \(got 'float16'\)"),
+        ({"resblock_type": "bigan"}, r"config.model.resblock_type must .*'bigan'\): did you mean 'biggan'"),
+        ({"progressive": "skip"}, r"config.model.progressive must be one of 'none', .* \(got 'skip'\)"),
+        ({"progressive_input": "output_skip"}, r"config.model.progressive_input must be .*'output_skip'\)"),
+        ({"progressive_combine": "add"}, r"config.model.progressive_combine must be one of 'sum', 'cat' "),
+        ({"embedding_type": "sine"}, r"config.model.embedding_type must be one of 'fourier', 'positional' "),
         (
-            {"progressive_combine": "add"},
-            r"config.model.progressive_combine = 'add': allowed is one of 'sum'",
+            {"fir": True, "fir_kernel": (1, -1)},
+            r"config.model.fir_kernel must be at least two taps with a sum above zero \(got \(1, -1\)\)",
         ),
-        ({"embedding_type": "sine"}, r"config.model.embedding_type = 'sine': allowed is one of 'fourier'"),
-        ({"fir": True, "fir_kernel": (1, -1)}, r"config.model.fir_kernel = \(1, -1\): .*sum above zero; set"),
-        ({"dropout": 1.0}, r"config.model.dropout = 1.0: allowed is a rate in \[0, 1\)"),
-        ({"nf": 2}, r"config.model.nf = 2: allowed is a whole number >= 4"),
-        ({"ch_mult": (1,) * 5}, r"config.data.image_size = 8: allowed is a multiple of 16"),
-        ({"ch_mult": ()}, r"config.model.ch_mult = \(\): allowed is one whole number"),
-        ({"scale_by_sigma": True}, r"config.model.scale_by_sigma = True: allowed is False with"),
-        ({"sde": "ve", "scale_by_sigma": True}, r"config.model.scale_by_sigma.*'positional'.*='fourier'"),
-        ({"name": "ddpm", "nf": 48}, r"config.model.nf = 48: allowed is a multiple of 32"),
-        ({"name": "ddpm", "fir": True}, r"config.model.fir = True: allowed is False with .*'ddpm'"),
+        ({"dropout": 1.0}, r"config.model.dropout must be a rate in \[0, 1\) \(got 1.0\)"),
+        ({"nf": 2}, r"config.model.nf must be a whole number >= 4 \(got 2\)"),
+        ({"ch_mult": (1,) * 5}, r"config.data.image_size must be a multiple of 16, .* \(got 8\)"),
+        ({"ch_mult": ()}, r"config.model.ch_mult must be one whole number >= 1 .* \(got \(\)\)"),
+        ({"scale_by_sigma": True}, r"config.model.scale_by_sigma must be False with config.sde.name='vp'"),
+        (
+            {"sde": "ve", "scale_by_sigma": True},
+            r"config.model.scale_by_sigma must be False with embedding_type='positional'.*='fourier'",
+        ),
+        ({"name": "ddpm", "nf": 48}, r"config.model.nf must be a multiple of 32 for DDPM.* \(got 48\)"),
+        ({"name": "ddpm", "fir": True}, r"config.model.fir must be False with config.model.name='ddpm'"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, message):
@@ -204,13 +207,35 @@ def test_bad_options_are_refused_by_name(options, message):
 
 def test_images_of_another_size_are_refused():
     config, x, label = setting({})
-    with pytest.raises(ValueError, match=r"images = \(2, 4, 8, 3\): allowed is \(batch, 8, 8, 3\)"):
-        models.build(config).apply({"params": tiny.params(config)}, x[:, ::2], label)
+    with pytest.raises(ValueError, match=r"x.shape must be \(batch, 8, 8, 3\) \(got \(2, 4, 8, 3\)\)"):
+        models.build(config).module.apply({"params": tiny.params(config)}, x[:, ::2], label)
 
 
-def test_equal_configs_give_equal_modules_whatever_holds_their_lists():
+def test_equal_configs_give_equal_networks_whatever_holds_their_lists():
     first, second = tiny.config(), tiny.config()
     assert models.build(first) == models.build(second)
     assert hash(models.build(first)) == hash(models.build(second))
     second.model.nf = 8
     assert models.build(first) != models.build(second)
+    second.model.nf = first.model.nf
+    second.model.sigma_data = 0.5
+    assert models.build(first) != models.build(second)
+
+
+def test_a_score_with_a_dropout_key_is_that_of_training():
+    config, x, _ = setting({"dropout": 0.5, "ch_mult": (1,), "attn_resolutions": ()})  # little to compile
+    network, params, process = models.build(config), tiny.params(config), sde_lib.from_config(config.sde)
+    t: Any = np.array([0.3, 0.9], np.float32)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def scores(params, x, t):
+        rngs, label = {"dropout": key}, jax.vmap(process.network_time)(t)
+        output: Any = network.module.apply({"params": params}, x, label, train=True, rngs=rngs)
+        expected = jax.vmap(process.score)(output, t)
+        training = network.score(process, params, x, t, dropout_key=key)
+        return training, expected, network.score(process, params, x, t)
+
+    training, expected, sampling = scores(params, x, t)
+    np.testing.assert_allclose(training, expected, rtol=1e-4, atol=1e-5)
+    assert relative(training, sampling) > 1e-2

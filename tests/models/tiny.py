@@ -1,7 +1,8 @@
-"""Networks small enough to be written out, with random weights, and published files that hold them."""
+"""Small networks with random weights, and files in the published formats that hold them."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 import types
@@ -12,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax.serialization import msgpack_serialize
+from flax.traverse_util import flatten_dict
 
 import models
 from configs.base import get_config
-from models.weights import flatten
 
 
 def config(name: str = "ncsnpp", sde: str = "vp", **options: Any) -> Any:
@@ -31,14 +32,14 @@ def config(name: str = "ncsnpp", sde: str = "vp", **options: Any) -> Any:
 
 
 def params(config: Any, seed: int = 0) -> dict[str, Any]:
-    """Weights in which every one matters: none zero, none large."""
+    """Random weights that all matter: none is zero, none is large."""
     generator = np.random.default_rng(seed)
 
     def draw(leaf: Any) -> np.ndarray:
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 4
         return (generator.standard_normal(leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
 
-    return jax.tree.map(draw, dict(models.abstract_params(config)))
+    return jax.tree.map(draw, models.build(config).abstract_params())
 
 
 def write_jax(path: Path, ema: dict[str, Any], raw: dict[str, Any]) -> Path:
@@ -58,7 +59,7 @@ def write_jax(path: Path, ema: dict[str, Any], raw: dict[str, Any]) -> Path:
 
 
 class _Storage:
-    """Stands for a tensor's bytes, by the name of their member in the archive."""
+    """Stands for a tensor's bytes, under their key in the file."""
 
     def __init__(self, key: str, type_: Any, size: int) -> None:
         self.key, self.type, self.size = key, type_, size
@@ -70,7 +71,7 @@ class _Tensor:
 
 
 class _Pickler(pickle.Pickler):
-    """Describes tensors as PyTorch does, whose names are borrowed for the time of writing."""
+    """Describes tensors as PyTorch does, under its names, which exist only while it writes."""
 
     def __init__(self, file: Any, torch: Any, members: dict[str, bytes]) -> None:
         super().__init__(file, protocol=2)
@@ -82,7 +83,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, _Tensor):
             return NotImplemented
-        # stored with its axes turned round and three numbers ahead, as a view into a larger storage would be
+        # stored transposed and after three other numbers, like a view into a larger storage
         stored = np.ascontiguousarray(obj.array.transpose())
         key = str(len(self._members))
         self._members[key] = np.full(3, 9, np.float32).tobytes() + stored.tobytes()
@@ -91,8 +92,17 @@ class _Pickler(pickle.Pickler):
         return self._torch._utils._rebuild_tensor_v2, (storage, 3, obj.array.shape, strides, False, {})
 
 
-def write_torch(path: Path, order: list[str], ema: dict[str, Any], raw: dict[str, Any]) -> Path:
-    """A training state as PyTorch's zip archive; ``order`` is that in which the network uses its layers."""
+def write_torch(
+    path: Path, order: list[str], ema: dict[str, Any], raw: dict[str, Any], *, legacy: bool = False
+) -> Path:
+    """A training state as PyTorch writes it, or as it did before 1.6.
+
+    Args:
+        path: the file.
+        order: the layers in the order in which the network uses them.
+        ema, raw: the averaged weights, and those as trained.
+        legacy: whether to write pickles followed by the tensors instead of a zip archive.
+    """
     model = {"module.sigmas": _Tensor(np.linspace(50, 0.01, 10, dtype=np.float32))}
     model |= {f"module.{name}": _Tensor(array) for name, array in _torch_names(order, raw)}
     averaged = _torch_names(order, ema)
@@ -111,23 +121,30 @@ def write_torch(path: Path, order: list[str], ema: dict[str, Any], raw: dict[str
     before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
     sys.modules |= {"torch": torch, "torch._utils": utils}
     try:
-        with zipfile.ZipFile(path, "w") as archive:
-            with archive.open("archive/data.pkl", "w") as file:
-                _Pickler(file, torch, members).dump(state)
-            archive.writestr("archive/byteorder", "little")
-            for key, content in members.items():
-                archive.writestr(f"archive/data/{key}", content)
+        content = io.BytesIO()
+        _Pickler(content, torch, members).dump(state)
     finally:
         for name, module in before.items():
             sys.modules.pop(name) if module is None else sys.modules.update({name: module})
+    if legacy:
+        heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        parts = [*(pickle.dumps(head, 2) for head in heads), content.getvalue(), pickle.dumps([*members], 2)]
+        parts += [(len(member) // 4).to_bytes(8, "little") + member for member in members.values()]
+        path.write_bytes(b"".join(parts))
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content.getvalue())
+        archive.writestr("archive/byteorder", "little")
+        for key, member in members.items():
+            archive.writestr(f"archive/data/{key}", member)
     return path
 
 
 def _torch_names(order: list[str], params: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """Parameters with PyTorch's numbering, names and order of axes."""
+    """Parameters with PyTorch's numbers, names and order of axes."""
     named = []
     for number, layer in enumerate(order):
-        for place, leaf in flatten(params[layer]).items():
+        for place, leaf in flatten_dict(params[layer], sep="/").items():
             array = np.asarray(leaf)
             *inner, name = place.split("/")
             if array.ndim == 4:

@@ -1,4 +1,4 @@
-"""The processes against their own moment equations and closed forms."""
+"""Compares the processes with their own moment equations and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_log_snr_is_that_of_the_marginal_and_falls(sde):
 
 def test_inverse_log_snr_inverts(sde):
     back_and_forth = jax.vmap(lambda t: sde.inverse_log_snr(sde.log_snr(t)))(TIMES)
-    np.testing.assert_allclose(back_and_forth, TIMES, rtol=3e-5)  # lambda's rounding over lambda's slope
+    np.testing.assert_allclose(back_and_forth, TIMES, rtol=3e-5)  # the rounding of lambda over its slope
 
 
 def test_the_inverse_holds_for_a_constant_beta():
@@ -54,10 +54,10 @@ def test_the_inverse_holds_for_a_constant_beta():
 
 @pytest.mark.usefixtures("double_precision")
 def test_the_reverse_of_gaussian_data_has_the_right_moments_at_every_t(sde):
-    """Under the reverse SDE and the ODE alike the mean and variance run back along the marginal.
+    """Under both the reverse SDE and the ODE, the mean and variance follow the marginal back in time.
 
-    With the score of a Gaussian both drifts are affine in x, b + c x, so that the moments' own equations
-    are closed: d mean/dt = b + c mean, and d var/dt = 2 c var − g^2 (reverse SDE) or 2 c var (ODE).
+    With the score of a Gaussian, both drifts are affine in x, b + c x. The equations of the moments are then
+    closed: d mean/dt = b + c mean, and d var/dt = 2 c var − g^2 (reverse SDE) or 2 c var (ODE).
     """
     problem = Gaussian()
     for t in np.asarray(TIMES, np.float64):
@@ -85,23 +85,24 @@ def test_denoising_is_the_posterior_mean_of_gaussian_data(sde):
 def test_the_prior_has_the_deviation_of_the_last_marginal(sde):
     x = sde.prior(jax.random.key(0), (100_000,))
     _, sigma = sde.marginal(sde.T)
-    # the deviation of 1e5 normals errs by 0.22 %; five of that are exceeded once in two million runs
+    # the deviation of 1e5 normals has an error of 0.22 %; five times that is exceeded once in two million
+    # runs
     assert abs(np.std(x) / sigma - 1) < 5 * 0.0022
 
 
-def test_a_network_is_told_the_published_labels(sde):
+def test_a_network_gets_the_published_time_labels(sde):
     t = 0.25
     expected = sde.marginal(t)[1] if isinstance(sde, VESDE) else 999 * t
     np.testing.assert_allclose(sde.network_time(t), expected, rtol=1e-6)
 
 
-def test_an_output_stands_for_the_published_score(sde):
+def test_a_networks_output_gives_the_published_score(sde):
     output, t = jnp.array([1.0, -2.0]), 0.25
     expected = output if isinstance(sde, VESDE) else -output / sde.marginal(t)[1]
     np.testing.assert_allclose(sde.score(output, t), expected, rtol=1e-5)
 
 
-def test_processes_are_pytrees_that_recompile_for_no_value():
+def test_processes_are_pytrees_and_no_value_recompiles():
     compiled = jax.jit(lambda sde, t: sde.marginal(t))
     for sigma_max in (50.0, 380.0):
         compiled(VESDE(sigma_max=sigma_max), 0.5)
@@ -113,14 +114,20 @@ def test_processes_are_pytrees_that_recompile_for_no_value():
     [
         (
             lambda: VESDE(sigma_min=60.0),
-            r"sigma_min = 60.0: allowed is a level below sigma_max = 50.0;",
+            r"sigma_min must be a level below sigma_max = 50.0 \(got 60.0\): lower sigma_min or",
         ),
-        (lambda: VESDE(sigma_min=0.0), r"sigma_min = 0.0: allowed is a number > 0; set sigma_min above zero"),
-        (lambda: VPSDE(beta_min=30.0), r"beta_min = 30.0: allowed is a rate up to beta_max = 20.0; lower"),
-        (lambda: SubVPSDE(eps=2.0), r"eps = 2.0: allowed is a time in \(0, T = 1.0\); set eps below T"),
+        (
+            lambda: VESDE(sigma_min=0.0),
+            r"sigma_min must be a number > 0 \(got 0.0\): set sigma_min above zero",
+        ),
+        (lambda: VPSDE(beta_min=30.0), r"beta_min must be a rate up to beta_max = 20.0 \(got 30.0\): lower"),
+        (
+            lambda: SubVPSDE(eps=2.0),
+            r"eps must be a time above zero and below T = 1.0 \(got 2.0\): change eps or T",
+        ),
     ],
 )
-def test_bad_numbers_are_named(make, message):
+def test_bad_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -128,8 +135,12 @@ def test_bad_numbers_are_named(make, message):
 def test_a_config_error_names_the_key():
     config = get_config()
     config.sde.sigma_max = 0.001
-    with pytest.raises(ValueError, match=r"config.sde.sigma_min = 0.01: allowed is a level below sigma_max"):
+    with pytest.raises(
+        ValueError, match=r"config.sde.sigma_min must be a level below sigma_max = 0.001 \(got 0.01\)"
+    ):
         from_config(config.sde)
     config.sde.name = "vpp"
-    with pytest.raises(ValueError, match=r"config.sde.name = 'vpp': .* did you mean 'vp'\?"):
+    with pytest.raises(
+        ValueError, match=r"config.sde.name must be one of .* \(got 'vpp'\): did you mean 'vp'\?"
+    ):
         from_config(config.sde)

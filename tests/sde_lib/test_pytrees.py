@@ -1,4 +1,4 @@
-"""Tree structures know their class; JAX's own for dataclasses do not, and mix programs up."""
+"""Tree structures include the class; those of JAX's own do not, and programs get mixed up."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import solvers
-from sde_lib.pytrees import register_dataclass
+from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.presets import GRIDS, SOLVERS
 from tests.problems import SDES
 
@@ -21,7 +21,7 @@ THINGS = [*SDES.values(), *(grid() for grid in GRIDS.values()), *(solver() for s
 class Pair:
     first: float
     second: float
-    name: str = dataclasses.field(default="", metadata={"static": True})
+    name: str = dataclasses.field(default="", metadata=STATIC)
 
     def __post_init__(self):
         if self.first == 13:
@@ -33,7 +33,7 @@ class Pair:
 class Other:
     first: float
     second: float
-    name: str = dataclasses.field(default="", metadata={"static": True})
+    name: str = dataclasses.field(default="", metadata=STATIC)
 
 
 def test_leaves_are_fields_and_static_ones_are_structure():

@@ -1,12 +1,12 @@
-"""Mean and variance of what a solver makes of Gaussian data, without drawing a sample.
+"""Mean and variance of a solver's samples for Gaussian data, without drawing a sample.
 
-With a Gaussian's score a fixed-step solver is affine in where it starts and in its noises, alike for every
-number of x:
+With the score of a Gaussian, a fixed-step solver is affine in its start and in its noises, in the same way
+for every element of x:
 
     x_end = c + a x_begin + Σ_k b_k z_k,    so that    var(x_end) = a² var(x_begin) + Σ_k b_k²
 
-One run on a vector of probes finds every coefficient: the first probe starts at the mean and has no noise,
-the second starts 1 higher, and the one for k has z_k = 1 and no other noise.
+One run on a vector of probes finds all coefficients: the first probe starts at the mean and has no noise, the
+second starts 1 higher, and the probe for k has z_k = 1 and no other noise.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tests.problems import Gaussian
 def final_moments(
     solver: Solver, sde: SDE, problem: Gaussian, *, mean: float, variance: float, num_noises: int
 ) -> tuple[float, float]:
-    """(mean, variance) of the samples at eps when those at T have this mean and variance; in float64.
+    """(mean, variance) of the samples at eps if those at T have this mean and variance; in float64.
 
-    Exact, to rounding, for solvers that treat every number of x alike and on its own (none that takes a norm
-    over a sample), and that keep nothing of x in their first state but x itself.
+    Exact up to rounding for solvers that treat every element of x separately and in the same way (without
+    norms over a sample), and whose first state holds nothing of x but x itself.
 
     Args:
-        num_noises: the largest index that ``standard_normal`` is called with, or more. The same number for
+        num_noises: at least the largest index that ``standard_normal`` is called with. The same number for
             several step counts lets them share one compiled program.
 
     Raises:
-        AssertionError: when a noise beyond ``num_noises`` was drawn.
+        AssertionError: if a noise beyond ``num_noises`` was drawn.
     """
     with jax.enable_x64(True):
         begin = jnp.full(num_noises + 2, mean, jnp.float64).at[1].add(1.0)
@@ -52,7 +52,7 @@ def final_moments(
 
 
 def exact_moments(sde: SDE, problem: Gaussian, *, mean: float, variance: float) -> tuple[float, float]:
-    """(mean, variance) at eps that the reverse SDE itself takes these at T to.
+    """(mean, variance) at eps for the exact reverse SDE, from this mean and variance at T.
 
     Its law of x(eps) given x(T) is that of the forward process, in which the two are jointly Gaussian.
     """
@@ -69,16 +69,16 @@ def exact_moments(sde: SDE, problem: Gaussian, *, mean: float, variance: float) 
 
 
 def fitted_order(numbers: Sequence[int], errors: Sequence[float]) -> float:
-    """The p of error ~ steps^−p, by least squares on the logarithms."""
+    """The exponent p in error ~ steps^−p, by least squares on the logarithms."""
     return -float(np.polyfit(np.log(numbers), np.log(np.abs(errors)), 1)[0])
 
 
 def final_samples(
     solver: Solver, sde: SDE, problem: Gaussian, *, number: int, shape: tuple[int, ...], begin: Any = None
 ) -> np.ndarray:
-    """Samples at eps in float32, [number, *shape], all of which take the same number of steps.
+    """Samples at eps in float32, [number, *shape]; all take the same number of steps.
 
-    They begin at T with ``begin`` [number, *shape], or with draws of the prior.
+    They start at T from ``begin`` [number, *shape], or from draws of the prior.
     """
     return np.asarray(_samples(solver, sde, problem, begin, number=number, shape=shape))
 
@@ -122,7 +122,7 @@ def _told(solver: Solver, sde: SDE, problem: Gaussian, state: Any) -> Any:
 
 @contextlib.contextmanager
 def _unit_noises() -> Iterator[None]:
-    """For every solver the k-th noise is 1 in place k + 1 and 0 elsewhere; NaN if there is no such place."""
+    """Makes the k-th noise of every solver 1 at index k + 1 and 0 elsewhere; NaN if it has no such index."""
 
     def unit(key: Any, index: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return jnp.where(index + 2 <= shape[0], jax.nn.one_hot(index + 1, shape[0], dtype=dtype), jnp.nan)

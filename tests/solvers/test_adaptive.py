@@ -1,4 +1,4 @@
-"""The paper's solver: one step against reference arrays, and its promises step by step."""
+"""The paper's solver: one step compared with reference arrays, and the properties of a whole path."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ def relative_error(ours, reference) -> float:
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
-def test_one_step_is_the_reference_implementations(golden_dir, monkeypatch):
-    folder = golden_dir / "adaptive_step"
+def test_one_step_is_the_reference_implementations(golden, monkeypatch):
+    folder = golden("adaptive_step")
     arrays = np.load(folder / "golden.npz")
     problem = Gaussian()
     for case in json.loads((folder / "cases.json").read_text())["cases"]:
@@ -67,7 +67,7 @@ def test_one_step_is_the_reference_implementations(golden_dir, monkeypatch):
 
 @pytest.fixture(scope="module", params=SDES)
 def trace(request):
-    """Every state of one sample from T to eps, and the points asked for."""
+    """All states of one sample from T to eps, and all points asked for."""
     sde, solver, problem = SDES[request.param], ADAPTIVE[request.param], Gaussian()
     tell = jax.jit(lambda state, x, t: solver.tell(sde, state, problem.score(sde, x, t)))
     states = [solver.init(sde, jax.random.key(1), (4, 4, 1), jnp.float32)]
@@ -106,7 +106,7 @@ def test_it_lands_on_eps_itself_and_never_goes_past_it(trace):
 def test_redrawn_noise_changes_with_each_try_and_held_noise_does_not():
     sde = SDES["vp"]
     for policy in ("redraw", "hold"):
-        # a first step far too long is rejected for certain
+        # a first step that is far too long is certainly rejected
         solver = dataclasses.replace(ADAPTIVE["vp"], first_step=0.9, noise_on_rejection=policy)
         first = solver.init(sde, jax.random.key(0), (8,), jnp.float32)
         problem = Gaussian()
@@ -119,7 +119,7 @@ def test_redrawn_noise_changes_with_each_try_and_held_noise_does_not():
 
 
 def known(*points):
-    """A path of one number with B(s) = value for these (s, value)."""
+    """A path in one dimension with B(s) = value for these (s, value)."""
     path = KnownPath.unknown(jnp.zeros(1))
     for distance, value in points:
         path = path.with_point(jnp.float32(distance), jnp.full(1, value, jnp.float32))
@@ -127,7 +127,7 @@ def known(*points):
 
 
 def law(path, h):
-    """(mean, standard deviation) of what is drawn at h."""
+    """(mean, standard deviation) of the draw at h."""
     mean, one_off = (path.draw(jnp.float32(h), jnp.full(1, z)) for z in (0.0, 1.0))
     return float(mean[0]), float((one_off - mean)[0])
 
@@ -139,18 +139,18 @@ def law(path, h):
         (1.0, 2.0, 0.0),
         (1.5, 2 + 0.25 * (-3 - 2), 0.5 * 1.5 / 2),  # between 1 and B(3) = −3
         (3.0, -3.0, 0.0),
-        (4.5, -3.0, 1.5),  # past all that is known
+        (4.5, -3.0, 1.5),  # beyond all known points
     ],
 )
 def test_a_step_over_known_path_draws_from_the_bridge(h, mean, variance):
     assert law(known((3, -3), (1, 2)), h) == pytest.approx((mean, np.sqrt(variance)), abs=1e-6)
 
 
-def test_a_path_that_nothing_is_known_of_is_free():
+def test_a_path_without_known_points_is_free():
     assert law(known(), 0.25) == (0, 0.5)
 
 
-def test_a_step_taken_leaves_what_lies_ahead_of_it():
+def test_a_step_keeps_the_points_beyond_it():
     path = known((1, 2), (3, -3)).from_point(jnp.float32(1), jnp.full(1, 2.0))
     assert law(path, 2.0) == (-5.0, 0.0)
     assert law(path, 1.0) == pytest.approx((-2.5, np.sqrt(0.5)))
@@ -165,9 +165,10 @@ def test_the_farthest_point_is_forgotten_first():
 
 @functools.partial(jax.jit, static_argnames="num_samples")
 def brownian_totals(solver, num_samples):
-    """Of each sample: B(T − eps) as the accepted steps add it up, the first try's B(h), and the least room.
+    """For each sample: B(T − eps) summed over the accepted steps, B(h) of the first try, and the least room.
 
-    Room is the number of free places that a rejection found in the known path. Status and steps come last.
+    Room is the number of free places in the known path when a step was rejected. The status and the numbers
+    of steps come last.
     """
     sde, problem = SDES["vp"], Gaussian()
 
@@ -192,14 +193,14 @@ def brownian_totals(solver, num_samples):
     return jax.vmap(walk)(jax.random.split(jax.random.key(7), num_samples))
 
 
-# arrays, as the driver hands them over, so that another first step is the same program
+# arrays, as the driver passes them, so that another first step does not recompile
 TOLERANT = jax.tree.map(jnp.float32, dataclasses.replace(ADAPTIVE["vp"], noise_on_rejection="bridge"))
 
 
 def test_with_bridges_the_noise_is_one_brownian_path():
-    """Whatever was rejected, B(T − eps) ~ N(0, T − eps): a Kolmogorov–Smirnov test, false once in 1e5 runs.
+    """Whatever was rejected, B(T − eps) ~ N(0, T − eps): a Kolmogorov–Smirnov test, wrong once in 1e5 runs.
 
-    With redrawn noise, what is accepted is biased, and the same test finds it.
+    With redrawn noise, the accepted noise is biased, and the same test detects it.
     """
     scale = np.sqrt(SDES["vp"].T - SDES["vp"].eps)
     p_values = {}
@@ -219,14 +220,14 @@ def test_steps_over_a_rejected_interval_add_up_to_its_noise():
     assert (rejected > 0).all()
     kept = room > 0  # no point was ever forgotten
     assert kept.mean() > 0.5
-    # t and the distances to known points are each rounded by up to 3e-8 a step, so that after 100 steps they
-    # are at most 6e-6 apart, over which Brownian motion goes 2.4e-3; five of that
+    # t and the distances to known points are each rounded by up to 3e-8 per step. After 100 steps they differ
+    # by at most 6e-6, over which Brownian motion has a deviation of 2.4e-3; five times that.
     assert accepted.max() < 100
     np.testing.assert_allclose(total[kept], first[kept], atol=5 * 2.4e-3)
 
 
 def test_only_bridges_carry_a_path():
-    """Other policies keep their compiled state as it was."""
+    """With other policies the compiled state has none."""
     for policy in ("redraw", "hold"):
         solver = dataclasses.replace(ADAPTIVE["vp"], noise_on_rejection=policy)
         assert solver.init(SDES["vp"], jax.random.key(0), (1,), jnp.float32).path is None
@@ -235,17 +236,17 @@ def test_only_bridges_carry_a_path():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eps_rel": 0.0}, "eps_rel = 0.0: allowed is a number > 0; set eps_rel above zero"),
-        ({"eps_abs": -1.0}, "eps_abs = -1.0: allowed is a number > 0; set eps_abs above zero"),
-        ({"safety": 1.5}, r"safety = 1.5: allowed is a number in \(0, 1\); the paper takes 0.9"),
-        ({"norm": "l3"}, "norm = 'l3': allowed is one of 'l2_scaled', 'l2', 'linf'"),
-        ({"error_estimate": "huen"}, r"error_estimate = 'huen': .* did you mean 'heun'\?"),
+        ({"eps_rel": 0.0}, r"eps_rel must be a number > 0 \(got 0.0\): set eps_rel above zero"),
+        ({"eps_abs": -1.0}, r"eps_abs must be a number > 0 \(got -1.0\): set eps_abs above zero"),
+        ({"safety": 1.5}, r"safety must be above 0 and below 1 \(got 1.5\): set safety to 0.9"),
+        ({"norm": "l3"}, r"norm must be one of 'l2_scaled', 'l2', 'linf' \(got 'l3'\)"),
+        ({"error_estimate": "huen"}, r"error_estimate must be .* \(got 'huen'\): did you mean 'heun'\?"),
         (
             {"noise_on_rejection": "keep"},
-            "noise_on_rejection = 'keep': allowed is one of 'redraw', 'hold', 'bridge'",
+            r"noise_on_rejection must be one of 'redraw', 'hold', 'bridge' \(got 'keep'\)",
         ),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Adaptive(**settings)

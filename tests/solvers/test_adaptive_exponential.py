@@ -1,4 +1,4 @@
-"""The adaptive exponential solver: its order, what it solves exactly, its statistics, and how it ends."""
+"""The adaptive exponential solver: its order, the problems it solves exactly, its statistics, its end."""
 
 import dataclasses
 import functools
@@ -21,9 +21,9 @@ CAP = 2000
 
 @functools.partial(jax.jit, static_argnames=("mixed",))
 def solve(solver, sde, x, stds, mixed=False):
-    """The final state and the evaluations from x at T, data being N(mean, diag(stds²)).
+    """The final state and the number of evaluations from x at T, for data ~ N(mean, diag(stds²)).
 
-    With ``mixed`` every element comes from N(±mean, std²) at even odds, whose flow has no closed form.
+    With ``mixed``, every element comes from N(±mean, std²) with equal odds, whose flow has no closed form.
     """
 
     def score(x, t):
@@ -46,7 +46,7 @@ def solve(solver, sde, x, stds, mixed=False):
 
 
 def from_scores(sde, z, stds):
-    """x at T, and at eps where the flow of Gaussian data brings it: to the same z-scores."""
+    """x at T, and at eps: the flow of Gaussian data keeps the z-scores."""
     points = []
     for t in (sde.T, sde.eps):
         alpha, sigma = sde.marginal(t)
@@ -58,8 +58,8 @@ def from_scores(sde, z, stds):
 def test_without_noise_the_error_falls_with_evaluations_to_the_fourth_power(sde):
     """The predictor has order 3, the corrected value one more.
 
-    From one tolerance to the next the slope wanders by 0.5, as steps come and go whole; over all of them it
-    was within 0.2 of the order.
+    From one tolerance to the next the slope varies by 0.5, since the number of steps is whole; over all
+    tolerances it was within 0.2 of the order.
     """
     sde = SDES[sde]
     with jax.enable_x64(True):
@@ -78,9 +78,9 @@ def test_without_noise_the_error_falls_with_evaluations_to_the_fourth_power(sde)
 @pytest.mark.parametrize("std", [0.0, 0.2])
 @pytest.mark.parametrize("sde", SDES)
 def test_gaussian_data_of_one_width_are_solved_exactly(sde, std):
-    """At any tolerance: G is their mean then. Only the first step, which has no b yet, may err.
+    """At any tolerance: G is then their mean. Only the first step, which has no b yet, has an error.
 
-    For a single point, D itself is constant, and the first step is exact, too.
+    For a single point, D itself is constant, and the first step is exact too.
     """
     sde = SDES[sde]
     with jax.enable_x64(True):
@@ -89,8 +89,9 @@ def test_gaussian_data_of_one_width_are_solved_exactly(sde, std):
         state, calls = solve(AdaptiveExponential(eps_rel=0.05, eta=0.0), sde, begin, stds)
         assert state.t == sde.eps
         assert calls < 12
-        # sigma(eps) is down to 1e-4 of the terms that make it, hence 1e-9 of float64's 1e-16; else, the first
-        # step's error is a D off by std²/ς² of what it moves: 2e-5 of it at VE's ς = 50, less for the others
+        # sigma(eps) is as small as 1e-4 of the terms it is computed from, hence 1e-9 with float64's 1e-16.
+        # Otherwise the first step's D is wrong by std²/ς² of its change: 2e-5 of it at ς = 50 of VE, less for
+        # the others.
         deviation = jnp.sqrt((sde.marginal(sde.eps)[0] * stds) ** 2 + sde.marginal(sde.eps)[1] ** 2)
         assert jnp.max(jnp.abs(state.x - end) / deviation) < (1e-9 if std == 0 else 1e-4)
 
@@ -99,7 +100,7 @@ def test_gaussian_data_of_one_width_are_solved_exactly(sde, std):
 def test_the_correction_is_the_regression_on_the_noise(a):
     """Of c ∫ e^(−c (Δ − u)) N(u) du on N(Δ) for dN = −c N dμ + η e^(−μ) √2 dw from 0, in units of c Δ.
 
-    By quadrature, at η² = 0.6; a = 2 η² Δ, of which only the series near 0 leaves something out, a³/720.
+    By quadrature, at η² = 0.6; a = 2 η² Δ. Only the series near 0 has a truncation error, a³/720.
     """
     c, length = 1.6, a / 1.2
     u, w = np.polynomial.legendre.leggauss(40)
@@ -118,9 +119,9 @@ def test_the_correction_is_the_regression_on_the_noise(a):
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_with_noise_the_variance_is_the_datas(eta):
-    """Of Gaussian data of one width, at a loose tolerance: the step's noise is in the closed form.
+    """For Gaussian data of one width, at a loose tolerance: the closed form includes the noise of the step.
 
-    Within five deviations of the estimate, a false alarm in 1.7 million, and 1 % of bias.
+    The bound is five deviations of the estimate, exceeded once in 1.7 million runs, and 1 % of bias.
     """
     sde = SDES["vp"]
     solution = sample(
@@ -162,18 +163,18 @@ def test_it_ends_with_a_status_where_steps_no_longer_move_the_time():
         ),
     )
     assert tell(sde, stuck, -state.x).status == Status.STEP_TOO_SMALL
-    # NaN too: the driver puts its own status there, and a loop by hand ends
+    # NaN too: the driver sets its own status, and a loop without the driver stops
     assert tell(sde, stuck, jnp.full(3, jnp.nan)).status != Status.RUNNING
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eta": 1.1}, r"eta = 1.1: allowed is a share in \[0, 1\]; take 0 for the ODE"),
-        ({"eta": -0.1}, "eta = -0.1: allowed is a share"),
-        ({"eta": float("nan")}, "eta = nan: allowed is a share"),
-        ({"eps_rel": 0.0}, "eps_rel = 0.0: allowed is a number > 0"),
-        ({"eps_abs": -1.0}, "eps_abs = -1.0: allowed is a number > 0"),
+        ({"eta": 1.1}, r"eta must be a number in \[0, 1\] \(got 1.1\): set eta to 0 for the ODE"),
+        ({"eta": -0.1}, r"eta must be a number in \[0, 1\] \(got -0.1\)"),
+        ({"eta": float("nan")}, r"eta must be a number in \[0, 1\] \(got nan\)"),
+        ({"eps_rel": 0.0}, r"eps_rel must be a number > 0 \(got 0.0\)"),
+        ({"eps_abs": -1.0}, r"eps_abs must be a number > 0 \(got -1.0\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

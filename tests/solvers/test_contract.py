@@ -1,7 +1,7 @@
-"""What every solver promises, one table over all of them and the three SDEs.
+"""The contract of every solver, in one table over all solvers and the three SDEs.
 
-All pairs of solver and SDE run as one sample; what costs a compilation of the driver each runs for one SDE a
-solver, in turn, and for the others under the ``slow`` marker.
+One sample is drawn for every pair of solver and SDE. Tests that compile the driver for each pair run with one
+SDE per solver, in turn, and with the others under the ``slow`` marker.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
 STEPS = 8
-CAP = 1000  # evaluations of one sample; a loop that never ends fails instead
+CAP = 1000  # evaluations of one sample, so that an endless loop fails
 
-# name: (a solver, the settings that may change without another compilation)
+# name: (a solver, settings to change, which must not recompile)
 TABLE = {
     "adaptive": (ADAPTIVE, {"eps_rel": 0.1, "safety": 0.8}),
     "adaptive_hold": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "hold"}),
@@ -86,7 +86,7 @@ PAIRS = [(name, sde) for name in TABLE for sde in SDES if (name, sde) != ("ances
 
 
 def in_turn():
-    """One SDE a solver; the other pairs are slow."""
+    """All pairs; one SDE per solver is quick, the other pairs are marked slow."""
     names = list(SDES)
     for name, sde in PAIRS:
         turn = names[list(TABLE).index(name) % len(names)]
@@ -95,8 +95,8 @@ def in_turn():
 
 
 def by_hand(solver, sde, key, shape, dtype):
-    """A sample without the driver: the final state, and how often the score was asked for."""
-    # leaves as the driver makes them
+    """Draws a sample without the driver; returns the final state and the number of evaluations."""
+    # with the leaves that the driver passes
     solver, sde = driver.as_arrays((solver, sde), dtype)
     return _by_hand(solver, sde, key, shape=shape, dtype=dtype)
 
@@ -116,7 +116,7 @@ def _by_hand(solver, sde, key, shape, dtype):
 
 
 def spoilable(sde, below):
-    """An exact score that is NaN at times under ``below`` (never for 0) in the lane of id 3."""
+    """An exact score that is NaN at times below ``below`` (never for 0) in the lane that starts with id 3."""
     return Partial(_spoilable, sde, jnp.float32(below))
 
 
@@ -155,7 +155,7 @@ def test_it_lands_on_eps_without_compiling_twice(name, sde_name):
 @pytest.mark.parametrize("shape", [(2,), (8, 8, 1), (32, 32, 3)])
 @pytest.mark.parametrize(("x64", "dtype"), [(False, "float32"), (True, "float32"), (True, "float64")])
 def test_shapes_and_dtypes_are_kept(name, sde_name, shape, x64, dtype):
-    """Traced, not run: a loop whose state changed its dtype or shape would not trace."""
+    """Traced, not run: a loop cannot be traced if its state changes a dtype or shape."""
     with jax.enable_x64(x64):
         solver, sde = solver_of(name, sde_name), SDES[sde_name]
         state, _ = jax.eval_shape(lambda: by_hand(solver, sde, jax.random.key(0), shape, jnp.dtype(dtype)))
@@ -166,7 +166,7 @@ def test_shapes_and_dtypes_are_kept(name, sde_name, shape, x64, dtype):
 
 @pytest.mark.parametrize(("name", "sde_name"), list(in_turn()))
 def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
-    """Two batch sizes (16 and 64 rows), another order, other settings, a NaN: 70 samples of 8 x 8."""
+    """70 samples of 8 x 8: two batch sizes (16 and 64 rows), another order, other settings, and a NaN."""
     solver = solver_of(name, sde_name)
     many = draw(solver, sde_name, batch_size=64)
     seven = draw(solver, sde_name, batch_size=7)
@@ -177,17 +177,17 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
     shuffled = draw(solver, sde_name, batch_size=7, num_samples=None, sample_ids=ids)
     np.testing.assert_array_equal(shuffled.x, seven.x[ids])
 
-    # every ask is counted: the loop by hand asks as often
+    # every evaluation is counted: the loop without the driver takes as many
     key = sample_key(jax.random.key(0), jnp.uint32(4))
     state, calls = by_hand(solver, SDES[sde_name], key, (8, 8, 1), jnp.dtype("float32"))
     assert calls == many.nfe[4]
-    # its arithmetic is compiled anew, and an adaptive method's tests may fall otherwise: to rounding
+    # equal to rounding: another program rounds differently, and an adaptive method may decide differently
     np.testing.assert_allclose(state.x, many.x[4], atol=2e-3)
 
     spoilt = draw(solver, sde_name, below=0.5, batch_size=7)
     assert spoilt.status[3] == Status.NON_FINITE
     assert np.isfinite(spoilt.x).all()
-    clean = spoilt.status == Status.COMPLETED  # all but those that came by the broken lane
+    clean = spoilt.status == Status.COMPLETED  # all but those drawn in the broken lane
     assert clean.sum() > 10
     np.testing.assert_array_equal(spoilt.x[clean], seven.x[clean])
 
@@ -198,11 +198,11 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "sde_name"), PAIRS)
-def test_the_moments_are_the_datas(name, sde_name):
-    """One 32 x 32 x 3 image: five deviations of the estimates (false in one of 1.7 million), 3 % of bias."""
+def test_samples_have_the_moments_of_the_data(name, sde_name):
+    """One 32 x 32 x 3 image: five deviations of the estimates (exceeded once in 1.7 million), 3 % of bias."""
     solver = solver_of(name, sde_name)
     steps = {"num_steps": 200}
-    if isinstance(solver, AnnealedLangevin):  # steps enough at a level for x to follow it to the next
+    if isinstance(solver, AnnealedLangevin):  # enough steps at each level for x to follow
         steps = {"num_steps": 80, "corrector_steps": 12, "snr": 0.15}
     if isinstance(solver, PredictorCorrector):
         solver = dataclasses.replace(solver, predictor=dataclasses.replace(solver.predictor, **steps))
@@ -215,5 +215,7 @@ def test_the_moments_are_the_datas(name, sde_name):
 
 
 def test_ancestral_sampling_is_not_for_sub_vp():
-    with pytest.raises(ValueError, match=r"(?i)sub-?vp"):
+    with pytest.raises(
+        ValueError, match=r"sde must be VESDE or VPSDE for AncestralSampling \(got 'SubVPSDE'\)"
+    ):
         AncestralSampling(num_steps=STEPS).init(SubVPSDE(), jax.random.key(0), (2,), jnp.float32)

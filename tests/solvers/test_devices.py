@@ -1,7 +1,7 @@
-"""Many devices draw the same samples as one, share the work evenly, and pass it on when killed.
+"""Many devices draw the same samples as one and share the work evenly; an interrupted run is completed.
 
-Eight virtual devices need a process of their own, since JAX fixes their number when it starts: it runs
-``draw_on_eight_devices`` once, and the tests here look at what that wrote.
+Eight virtual devices need a process of their own, since JAX fixes their number when it starts. That process
+runs ``draw_on_eight_devices`` once, and the tests check the arrays that it writes.
 """
 
 import os
@@ -23,7 +23,7 @@ COUNTS = (1, 2, 4, 8)
 SHAPE = (4, 4, 1)
 NUM_SAMPLES, LANES = 512, 16
 FEW = 3  # fewer than devices
-UNEVEN = 13  # of which some devices get one and others two
+UNEVEN = 13  # some devices get one sample and others two
 KILLED_AFTER = 150  # samples
 
 SDE = SDES["vp"]
@@ -32,7 +32,7 @@ SETTINGS = {"key": jax.random.key(0), "shape": SHAPE}
 
 
 def draw_on_eight_devices(path):
-    """Writes the arrays that the tests look at."""
+    """Writes the arrays that the tests check."""
     devices = jax.devices()
     assert len(devices) == 8
     found = {}
@@ -51,7 +51,7 @@ def draw_on_eight_devices(path):
     found["compiled"] = np.array(len(compiled))
     keep("few", sample(*PROBLEM, **SETTINGS, num_samples=FEW))
 
-    # a run on eight devices, left when some samples are there, and gone on with on four
+    # a run on eight devices, interrupted after some samples, and resumed on four
     ids, x = np.empty(0, int), np.empty((0, *SHAPE), np.float32)
     for part in stream(*PROBLEM, **SETTINGS, sample_ids=range(NUM_SAMPLES), lanes=LANES):
         ids, x = np.append(ids, part.sample_ids), np.append(x, part.x, axis=0)
@@ -63,7 +63,7 @@ def draw_on_eight_devices(path):
         ids, x = np.append(ids, part.sample_ids), np.append(x, part.x, axis=0)
     found["restarted.ids"], found["restarted.x"] = ids, x
 
-    # a plain function, with an array of its own that lies on the first device
+    # a plain function that holds an array on the first device
     offset = jnp.full(SHAPE, 0.5)
     closure = sample(
         lambda x, t: PROBLEM[0](x, t) + 0 * offset,
@@ -76,10 +76,12 @@ def draw_on_eight_devices(path):
     keep("closure", closure)
 
     with pytest.raises(
-        ValueError, match="batch_size = 100: allowed is a multiple of the 8 devices; set it to 104"
+        ValueError, match=r"batch_size must be a multiple of the 8 devices \(got 100\): set it to 104"
     ):
         sample(*PROBLEM, **SETTINGS, num_samples=NUM_SAMPLES, batch_size=100)
-    with pytest.raises(ValueError, match="lanes = 12: allowed is a multiple of the 8 devices; set it to 16"):
+    with pytest.raises(
+        ValueError, match=r"lanes must be a multiple of the 8 devices \(got 12\): set it to 16"
+    ):
         next(stream(*PROBLEM, **SETTINGS, sample_ids=range(3), lanes=12))
     np.savez(path, **found)
 
@@ -110,26 +112,26 @@ def test_the_number_of_devices_changes_no_bit(found, count):
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_device_does_its_share(found, count):
-    """Within 3 %: at most the end of the run differs, a fraction of the last of 32 samples a lane."""
+    """Within 3 %: only the end of the run differs, by part of the last of 32 samples per lane."""
     calls = found[f"{count}.calls"]
     assert len(calls) == count
     np.testing.assert_allclose(calls, calls.sum() / count, rtol=0.03)
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_no_lane_waits_but_at_the_end(found, count):
-    """A device's lanes end within a sample's evaluations of each other, half of them on average: 2 %."""
+def test_lanes_wait_only_at_the_end(found, count):
+    """The lanes of a device end within the evaluations of one sample, half of them on average: 2 %."""
     assert found["1.nfe"].sum() / (found[f"{count}.calls"].sum() * (LANES // count)) > 0.97
 
 
 def test_few_samples_on_many_devices(found):
     np.testing.assert_array_equal(found["few.x"], found["1.x"][:FEW])
     assert sorted(found["few.calls"] > 0) == [False] * (8 - FEW) + [True] * FEW
-    # a lane each, so that no device makes more calls than its only sample needs
+    # one lane each, so that no device makes more calls than its only sample needs
     np.testing.assert_array_equal(np.sort(found["few.calls"])[-FEW:], np.sort(found["few.nfe"]))
 
 
-def test_a_number_that_the_devices_do_not_divide(found):
+def test_a_number_of_samples_that_the_devices_do_not_divide(found):
     np.testing.assert_array_equal(found["uneven.x"], found["1.x"][:UNEVEN])
     assert (found["uneven.calls"] > 0).all()
 
@@ -138,7 +140,7 @@ def test_other_ids_on_the_same_devices_do_not_compile(found):
     assert found["compiled"] == 0
 
 
-def test_what_was_finished_when_killed_is_kept_and_the_rest_is_the_same(found):
+def test_a_resumed_run_keeps_finished_samples_and_draws_the_same_others(found):
     killed, ids = found["killed.ids"], found["restarted.ids"]
     assert KILLED_AFTER <= len(killed) < NUM_SAMPLES
     np.testing.assert_array_equal(np.sort(ids), np.arange(NUM_SAMPLES))
@@ -153,7 +155,7 @@ def test_a_function_that_holds_an_array_runs_on_every_device(found):
 
 @pytest.mark.slow
 def test_cost_grows_with_the_number_of_samples_alone():
-    """Beyond the samples' own evaluations there is what lanes wait at the end: one sample's, however many."""
+    """Beyond the samples' own evaluations, lanes wait only at the end, for one sample."""
     lanes = 64
     mean = []
     for num_samples in (256, 4096, 65_536):
@@ -165,14 +167,14 @@ def test_cost_grows_with_the_number_of_samples_alone():
             lane_evaluations += part.lane_evaluations
         assert nfe <= lane_evaluations <= nfe + lanes * longest
         mean.append(nfe / num_samples)
-    # the same distribution of evaluations: a sample's deviates by less than 20 %, the mean of 256 by 1.3 %
+    # the same distribution of evaluations: its deviation is below 20 %, that of the mean of 256 1.3 %
     np.testing.assert_allclose(mean, mean[-1], rtol=5 * 0.013)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_stays_flat():
-    """Of 65,536 samples of 1 KB; kept, they would take 64 MB."""
+    """For 65,536 samples of 1 KB, which together would take 64 MB."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -182,7 +184,7 @@ def test_memory_stays_flat():
     done, early = 0, None
     for part in stream(*problem, **settings, sample_ids=range(65_536)):
         done += len(part.sample_ids)
-        if early is None and done > 8192:  # everything is compiled and every buffer was made
+        if early is None and done > 8192:  # everything is compiled and every buffer exists
             early = resident()
     assert done == 65_536
     assert early is not None

@@ -1,4 +1,4 @@
-"""The driver: the same samples whatever the lanes, exact counts, and an end to every sample."""
+"""The driver: samples do not depend on the lanes, counts are exact, and every sample ends."""
 
 import dataclasses
 import types
@@ -30,7 +30,7 @@ def draw(sde_name="vp", solver=None, score_fn=None, **settings):
 
 @pytest.fixture(scope="module", params=SDES)
 def batches(request):
-    """The same samples from batches of three sizes."""
+    """The same samples, drawn with three batch sizes."""
     return {size: draw(request.param, batch_size=size) for size in (1, 7, 64)}
 
 
@@ -102,10 +102,10 @@ def test_neither_a_second_call_nor_another_tolerance_compiles():
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("solver", ["adaptive", "euler_maruyama"])
 def test_samples_have_the_moments_of_the_data(name, solver):
-    """The mean of 70 x 16 pixels errs by std/sqrt(1120) = 0.006, their deviation by 0.0042.
+    """The mean of 70 x 16 pixels has an error of std/sqrt(1120) = 0.006, their deviation one of 0.0042.
 
-    Five of these are exceeded once in 1.7 million runs. Beyond them stands the solver's own bias: at eps_rel
-    0.05 and at 500 steps the deviation comes out up to 3 % too large (0.006).
+    Five times these are exceeded once in 1.7 million runs. The solver's own bias is added: at eps_rel 0.05
+    and at 500 steps the deviation is up to 3 % too large (0.006).
     """
     chosen = ADAPTIVE[name] if solver == "adaptive" else EulerMaruyama(num_steps=500)
     x = draw(name, solver=chosen, batch_size=64).x
@@ -113,17 +113,17 @@ def test_samples_have_the_moments_of_the_data(name, solver):
     assert abs(x.std() - 0.2) < 5 * 0.0042 + 0.006
 
 
-BAD = 3  # the sample that is tampered with
+BAD = 3  # the sample with a broken score
 
 
 def spoilt(value, below):
-    """A Gaussian score that from t < below on gives ``value`` in lane BAD."""
+    """A Gaussian score that is ``value`` in lane BAD for t < below."""
     sde = SDES["vp"]
     good = Gaussian().score_fn(sde)
 
     def score_fn(x, t):
         score = good(x, t)
-        lane = jnp.arange(len(t)) == BAD  # the first 16 ids start in the lanes of their numbers
+        lane = jnp.arange(len(t)) == BAD  # the first 16 ids start in the lanes with their numbers
         broken = (lane & (t < below)).reshape(-1, 1, 1, 1)
         return jnp.where(broken, value, score)
 
@@ -140,7 +140,7 @@ def test_a_score_that_is_not_finite_ends_that_sample_alone(value):
     assert np.isfinite(spoilt_run.x).all()
     others = ids != BAD
     np.testing.assert_array_equal(spoilt_run.status[others], Status.COMPLETED)
-    # another score function is another program: to rounding, not to the bit
+    # another score function is another program: equal to rounding, not bit by bit
     np.testing.assert_allclose(spoilt_run.x[others], clean.x[others], atol=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_the_cap_on_evaluations_ends_a_sample():
 
 
 def pour(sample_ids, **settings):
-    """A stream of 7 lanes, as ``draw(batch_size=7)``."""
+    """A stream of 7 lanes, like ``draw(batch_size=7)``."""
     sde = SDES["vp"]
     settings = {"key": jax.random.key(0), "shape": SHAPE, "lanes": 7, **settings}
     return stream(Gaussian().score_fn(sde), sde, ADAPTIVE["vp"], sample_ids=sample_ids, **settings)
@@ -194,8 +194,8 @@ def test_ids_that_come_in_arrays_are_taken_when_they_are_needed(total):
 
     parts = pour(arrays(), total=total)
     first = next(parts)
-    # two of ten fill a queue of two ids a lane; the third follows since the second call starts before what
-    # the first one finished is handed over
+    # two arrays of ten fill a queue of two ids per lane; the third is taken because the second call starts
+    # before the results of the first are handed over
     assert taken == [0, 10, 20]
     ids, x = collected([first, *parts])
     np.testing.assert_array_equal(ids, np.arange(NUM_SAMPLES))
@@ -203,7 +203,7 @@ def test_ids_that_come_in_arrays_are_taken_when_they_are_needed(total):
 
 
 def test_no_ids_are_no_samples():
-    jax.random.key(0)  # is a program too
+    jax.random.key(0)  # also compiles a program
     with counted() as compiled:
         assert list(pour(iter([np.empty(0, int)]))) == []
     assert not compiled
@@ -224,7 +224,7 @@ def test_the_output_is_made_on_the_device():
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A device with so many bytes; None where it does not tell."""
+    """A device with this many bytes of memory; None if it does not report them."""
 
     memory: int | None
     device_kind: str = "card"
@@ -238,9 +238,9 @@ def out_of_memory(*_, **__):
 
 
 def program(batch_size) -> Any:
-    """One that takes 100 bytes of weights, 10 of state and 5 of output for a sample, on each of two devices.
+    """A program with 100 bytes of weights, 10 of state and 5 of output per sample, on each of two devices.
 
-    From 16 samples on it cannot even be compiled.
+    With 16 samples or more it cannot be compiled.
     """
     if batch_size >= 16:
         out_of_memory()
@@ -257,17 +257,17 @@ def program(batch_size) -> Any:
 @pytest.mark.parametrize(
     ("memory", "batch_size", "advice"),
     [
-        (180, 32, "set it to 8, which by the compiler's count needs 0.00 of the 0.00 GiB"),
+        (180, 32, "set it to 8, which according to the compiler needs 0.00 of the 0.00 GiB"),
         (179, 32, "set it to 4, which"),
         (179, 12, "set it to 6, which"),
-        (119, 32, "one sample on each does not fit either"),
-        (179, 2, "one sample on each does not fit either"),
-        (None, 32, "set it to 16, and halve that again if it does not fit [(]it has not been tried[)]"),
+        (119, 32, "use a smaller network or devices with more memory"),
+        (179, 2, "use a smaller network or devices with more memory"),
+        (None, 32, "set it to 16, and halve it again if that does not fit either [(]it was not tried[)]"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_told_one_that_does(memory, batch_size, advice):
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(memory, batch_size, advice):
     cards = [Card(memory), Card(10**6)]
-    message = f"batch_size = {batch_size}: allowed is what fits into the memory of 2 x card; {advice}"
+    message = rf"batch_size must be small enough for the memory of 2 x card \(got {batch_size}\): {advice}"
     with pytest.raises(ValueError, match=message), out_of_memory_explained(batch_size, cards, program):
         out_of_memory()
 
@@ -287,7 +287,9 @@ def test_the_driver_explains_that_memory_ran_out(monkeypatch, when):
 
     lowered = types.SimpleNamespace(compile=compile_)
     monkeypatch.setattr(driver, "run", types.SimpleNamespace(lower=lambda *_, **__: lowered))
-    with pytest.raises(ValueError, match=r"batch_size = 64: .* 1 x cpu; set it to 32, and halve that again"):
+    with pytest.raises(
+        ValueError, match=r"batch_size must be .* 1 x cpu \(got 64\): set it to 32, and halve it"
+    ):
         draw(batch_size=64)
 
 
@@ -324,19 +326,31 @@ def test_the_state_keeps_float32_under_x64():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 0}, "num_samples = 0: allowed is a whole number >= 1; set num_samples to how many"),
-        ({"num_samples": 2.5}, "num_samples = 2.5: allowed is a whole number >= 1"),
-        ({"batch_size": 0}, "batch_size = 0: allowed is a whole number >= 1"),
-        ({"max_evaluations": 0}, "max_evaluations = 0: allowed is a whole number >= 1"),
-        ({"sample_ids": [-1]}, r"sample_ids from and to = \(-1, -1\): allowed is numbers from 0"),
-        ({"sample_ids": [0.5]}, r"sample_ids = \[0.5\]: allowed is a list of at least one whole number"),
-        ({"sample_ids": [1], "num_samples": 1}, "num_samples = 1: allowed is None beside sample_ids"),
-        ({"devices": []}, r"devices = \[\]: allowed is at least one of jax.devices"),
-        ({"score_fn": lambda x, t: t}, r"score_fn\(x, t\) = .* allowed is one array of x's shape"),
-        ({"solver": EulerMaruyama(num_steps=1), "shape": (2,), "score_fn": lambda x, t: (x, t)}, "score_fn"),
+        (
+            {"num_samples": 0},
+            r"num_samples must be a whole number >= 1 \(got 0\): set num_samples to 1 or more",
+        ),
+        ({"num_samples": 2.5}, r"num_samples must be a whole number >= 1 \(got 2.5\)"),
+        ({"batch_size": 0}, r"batch_size must be a whole number >= 1 \(got 0\)"),
+        ({"max_evaluations": 0}, r"max_evaluations must be a whole number >= 1 \(got 0\)"),
+        ({"sample_ids": [-1]}, r"sample_ids must be numbers from 0 to 4294967295 \(got \[-1\]\)"),
+        ({"sample_ids": [0.5]}, r"sample_ids must be a list of at least one whole number \(got \[0.5\]\)"),
+        (
+            {"sample_ids": [1], "num_samples": 1},
+            r"num_samples must be None when sample_ids is given \(got 1\)",
+        ),
+        (
+            {"devices": []},
+            r"devices must be a list of at least one of jax.devices\(\) \(got \[\]\): leave it out",
+        ),
+        ({"score_fn": lambda x, t: t}, r"score_fn\(x, t\) must be one array of x's shape .* \(got "),
+        (
+            {"solver": EulerMaruyama(num_steps=1), "shape": (2,), "score_fn": lambda x, t: (x, t)},
+            "score_fn.* must be",
+        ),
     ],
 )
-def test_bad_input_is_named_before_anything_compiles(settings, message):
+def test_bad_input_is_refused_before_anything_compiles(settings, message):
     with pytest.raises(ValueError, match=message):
         draw(**settings)
 
@@ -345,23 +359,26 @@ def test_bad_input_is_named_before_anything_compiles(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lanes": 0}, "lanes = 0: allowed is a whole number >= 1"),
-        ({"output": jnp.sum}, r"output\(x\) = .* allowed is one array with a row for each of x's 16 samples"),
-        ({"sample_ids": iter([np.array([0.5])])}, r"sample_ids = array\(\[0.5\]\): allowed is a list of at"),
+        ({"lanes": 0}, r"lanes must be a whole number >= 1 \(got 0\)"),
+        ({"output": jnp.sum}, r"output\(x\) must be one array with a row for each of x's 16 samples"),
+        (
+            {"sample_ids": iter([np.array([0.5])])},
+            r"sample_ids must be a list of at least .* \(got array\(\[0.5\]\)\)",
+        ),
     ],
 )
-def test_bad_input_of_a_stream_is_named(settings, message):
+def test_bad_input_of_a_stream_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         next(pour(**{"sample_ids": [0], **settings}))
 
 
 def test_a_step_number_must_be_whole():
-    with pytest.raises(ValueError, match="num_steps = 0: allowed is a whole number >= 1; set num_steps"):
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number >= 1 \(got 0\): set num_steps"):
         EulerMaruyama(num_steps=0)
 
 
 def test_a_partial_keeps_its_arrays_as_arguments():
-    """Other weights of the same shape are not compiled anew."""
+    """Other weights of the same shape do not recompile."""
     sde = SDES["vp"]
 
     def score_fn(mean, x, t):

@@ -1,4 +1,4 @@
-"""Heun's and EDM's samplers: the paper's algorithms step by step, and their orders."""
+"""The samplers of Heun and EDM: compared step by step with the paper's algorithms; their orders."""
 
 import functools
 import math
@@ -49,7 +49,7 @@ def run(solver, sde, dtype):
 
 
 def solve(name, solver, dtype=jnp.float64):
-    """Settings as arrays, as the driver gives them."""
+    """Passes settings as arrays, as the driver does."""
 
     def setting(value):
         return jnp.asarray(value, dtype if isinstance(value, float) else jnp.int32)
@@ -64,12 +64,12 @@ def x64():
 
 
 def algorithm_2(denoiser, x, noises, *, sigmas, N, S_churn, S_tmin, S_tmax, S_noise):
-    """The paper's, in NumPy, with its last step to zero; ``sigmas`` are its t_0 … t_N, t_N = 0."""
+    """The paper's algorithm in NumPy, with its last step to zero; ``sigmas`` are its t_0 … t_N, t_N = 0."""
     for i in range(len(sigmas) - 1):
         t, t_next = sigmas[i], sigmas[i + 1]
         gamma = min(S_churn / N, math.sqrt(2) - 1) if S_tmin <= t <= S_tmax else 0.0
         if t_next == 0:
-            gamma = 0.0  # our departure: no churn ahead of the denoising
+            gamma = 0.0  # our departure: no churn before the denoising
         t_hat = min(t + gamma * t, sigmas[0])  # our departure: no more noise than at T
         x_hat = x + np.sqrt(t_hat**2 - t**2) * S_noise * noises(i)
         d = (x_hat - denoiser(x_hat, t_hat)) / t_hat
@@ -80,7 +80,7 @@ def algorithm_2(denoiser, x, noises, *, sigmas, N, S_churn, S_tmin, S_tmax, S_no
     return x
 
 
-NUM_STEPS = 40  # so many that the largest churn would pass T
+NUM_STEPS = 40  # enough for the largest churn to exceed T
 CHURNS = {
     "none": {},
     "throughout": {"churn": 2.0},
@@ -94,9 +94,9 @@ CHURNS = {
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("churn", CHURNS)
 def test_the_paper_s_algorithm_takes_the_same_steps(name, churn):
-    """To the rounding of x̂ of up to 500 over 80 evaluations, 1e-10 being a hundred times that.
+    """Up to rounding of an x̂ of up to 500 over 80 evaluations; 1e-10 is a hundred times that.
 
-    The paper's is written in x̂ and σ̂ with the denoiser alone; ours in x and t with the score.
+    The paper's algorithm is written in x̂ and σ̂ with the denoiser, ours in x and t with the score.
     """
     sde, problem, num_steps = SDES[name], Gaussian(), NUM_STEPS
     solver = EDM(num_steps=num_steps, **CHURNS[churn])
@@ -142,7 +142,7 @@ def test_the_score_is_asked_for_from_T_to_eps_and_nowhere_else(name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SDES)
 def test_heun_has_order_2(name):
-    """Of the global error: x̂ keeps its place in units of its deviation."""
+    """In the global error: x̂ keeps its z-score."""
     sde = SDES[name]
     (mean, std), (mean_T, std_T) = (Gaussian().marginal(sde, jnp.float64(t)) for t in (sde.eps, sde.T))
     numbers, errors = (64, 128, 256), []
@@ -155,12 +155,12 @@ def test_heun_has_order_2(name):
 
 @pytest.mark.parametrize("name", SDES)
 def test_edm_has_weak_order_2_and_forgets_the_beginning_with_order_1(name):
-    """The variance from the law of x(T), and the mean from a deviation off it; at S_churn = 2.
+    """For the variance from the law of x(T), and for a mean one deviation off it; at S_churn = 2.
 
-    Churn takes the law at σ̂ to that at σ̂ + γσ̂ exactly: only Heun errs, over steps that are still of the
-    order of 1/N, so that the variance comes out with order 2. A mean that does not belong to x(T) keeps its
-    place in units of the deviation √(std² + σ̂²) on the way down and loses some on the way up. In the limit of
-    many steps it is left with exp(−S_churn · mean of σ̂²/(std² + σ̂²) over the grid), and a sum of N rises
+    Churn takes the law at σ̂ to that at σ̂ + γσ̂ exactly. Only Heun has errors, over steps that are still of
+    order 1/N, so that the variance has order 2. A mean that does not belong to x(T) keeps its value in units
+    of the deviation √(std² + σ̂²) as the noise falls, and part of it is lost as churn raises the noise. In the
+    limit of many steps exp(−S_churn · mean of σ̂²/(std² + σ̂²) over the grid) is left, and a sum of N rises
     differs from that by 1/N.
     """
     sde, problem, churn = SDES[name], Gaussian(), 2.0
@@ -169,7 +169,7 @@ def test_edm_has_weak_order_2_and_forgets_the_beginning_with_order_1(name):
             map(float, problem.marginal(sde, jnp.float64(t))) for t in (sde.eps, sde.T)
         )
         begin, end = (math.exp(-sde.log_snr(jnp.float64(t)) / 7) for t in (sde.T, sde.eps))
-    places = (np.arange(10_000) + 0.5) / 10_000  # the middle of each: errs by 1e-8
+    places = (np.arange(10_000) + 0.5) / 10_000  # midpoints: an error of 1e-8
     sigmas = (begin + places * (end - begin)) ** 7
     remembered = math.exp(-churn * np.mean(sigmas**2 / (problem.std**2 + sigmas**2)))
 
@@ -186,7 +186,7 @@ def test_edm_has_weak_order_2_and_forgets_the_beginning_with_order_1(name):
 
 
 def test_without_churn_edm_is_heun_bit_for_bit():
-    """Operation by operation: two compiled programs may each round as they like."""
+    """Operation by operation, since two compiled programs may round differently."""
     sde = SDES["vp"]
     solvers = Heun(num_steps=2), EDM(num_steps=2)
     states = [solver.init(sde, KEY, SHAPE, jnp.float32) for solver in solvers]
@@ -214,7 +214,7 @@ def test_another_number_of_steps_or_amount_of_churn_does_not_compile():
 @pytest.mark.parametrize("settings", ["numbers", "arrays"])
 @pytest.mark.parametrize("solver", [Heun(), Heun(grid=UniformTime()), EDM(churn=10.0)])
 def test_the_state_keeps_its_dtype(solver, dtype, settings):
-    """With settings as numbers, and as arrays of the dtype as the driver gives them."""
+    """With settings as numbers, and as arrays of the dtype, as the driver passes them."""
 
     def as_given(value):
         return jnp.asarray(value, dtype) if settings == "arrays" and isinstance(value, float) else value
@@ -234,20 +234,36 @@ def test_the_state_keeps_its_dtype(solver, dtype, settings):
 @pytest.mark.parametrize(
     ("solver", "settings", "message"),
     [
-        (Heun, {"num_steps": 0}, "num_steps = 0: allowed is a whole number >= 1; set num_steps to how many"),
-        (EDM, {"num_steps": 0}, "num_steps = 0: allowed is a whole number >= 1; set num_steps to how many"),
-        (EDM, {"num_steps": 2.5}, "num_steps = 2.5: allowed is a whole number >= 1"),
-        (EDM, {"churn": -1.0}, "churn = -1.0: allowed is a number >= 0; set churn to 0 for no noise"),
-        (EDM, {"churn": math.inf}, "churn = inf: allowed is a number >= 0"),
-        (EDM, {"churn_min": -0.1}, "churn_min = -0.1: allowed is a noise level from 0 to churn_max = inf"),
+        (
+            Heun,
+            {"num_steps": 0},
+            r"num_steps must be a whole number >= 1 \(got 0\): set num_steps to 1 or more",
+        ),
+        (
+            EDM,
+            {"num_steps": 0},
+            r"num_steps must be a whole number >= 1 \(got 0\): set num_steps to 1 or more",
+        ),
+        (EDM, {"num_steps": 2.5}, r"num_steps must be a whole number >= 1 \(got 2.5\)"),
+        (
+            EDM,
+            {"churn": -1.0},
+            r"churn must be a finite number >= 0 \(got -1.0\): set churn to 0 for no added noise",
+        ),
+        (EDM, {"churn": math.inf}, r"churn must be a finite number >= 0 \(got inf\)"),
+        (EDM, {"churn_min": -0.1}, r"churn_min must be a noise level from 0 to churn_max = inf \(got -0.1\)"),
         (
             EDM,
             {"churn_min": 2.0, "churn_max": 1.0},
-            "churn_min = 2.0: allowed is a noise level from 0 to churn_max = 1.0; lower churn_min or raise",
+            r"churn_min must be a noise level from 0 to churn_max = 1.0 \(got 2.0\): lower churn_min or",
         ),
-        (EDM, {"churn_noise": 0.0}, "churn_noise = 0.0: allowed is a number > 0; set churn_noise above zero"),
+        (
+            EDM,
+            {"churn_noise": 0.0},
+            r"churn_noise must be a number > 0 \(got 0.0\): set churn_noise above zero",
+        ),
     ],
 )
-def test_bad_settings_are_named(solver, settings, message):
+def test_bad_settings_are_refused(solver, settings, message):
     with pytest.raises(ValueError, match=message):
         solver(**settings)

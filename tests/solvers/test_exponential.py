@@ -1,4 +1,4 @@
-"""The exponential integrators: their orders, what they solve exactly, and what they refuse."""
+"""The exponential integrators: their orders, the problems they solve exactly, the settings they refuse."""
 
 import dataclasses
 import functools
@@ -18,8 +18,9 @@ from solvers.interface import Status
 from solvers.unipc import UniPC
 from tests.problems import SDES, Gaussian
 
-# Rho's steps differ in log-SNR and in t, so that a coefficient that only equal steps forgive shows. Uniform
-# steps in log-SNR flatter 3M: on Gaussian data its error's third-order terms nearly cancel there.
+# The steps of Rho vary both in log-SNR and in t, which reveals a coefficient that is right for equal steps
+# only. Uniform steps in log-SNR flatter 3M: on Gaussian data the third-order terms of its error nearly
+# cancel.
 ODE_SOLVERS = {  # and the order of the global error
     "ddim": (DDIM(grid=Rho()), 1),
     "dpm_solver_pp_2m": (DPMSolverPP(grid=Rho(), order=2), 2),
@@ -31,16 +32,16 @@ ODE_SOLVERS = {  # and the order of the global error
 SDE_SOLVERS = {  # the order of the weak error, and the share η of the reverse SDE's noise
     "ddim_eta_1": (DDIM(grid=Rho(), eta=1.0), 1, 1.0),
     "ddim_eta_half": (DDIM(grid=Rho(), eta=0.5), 1, 0.5),
-    # The noise of a step reaches D one step later and is then extrapolated by half a step, which is the mean
-    # over the step of when it arose. Of the last step's noise alone the response within that step is missing
-    # in the variance: one error of h², not one a step.
+    # The noise of a step reaches D one step later and is then extrapolated by half a step, the mean time
+    # since it arose. The variance lacks only the response to the noise of the last step within that step: one
+    # error of h² in all, not one per step.
     "sde_dpm_solver_pp_2m": (SDEDPMSolverPP(grid=Rho()), 2, 1.0),
 }
 
 
 @pytest.fixture(autouse=True)
 def in_float64():
-    """Errors of order 4 sink below float32's rounding."""
+    """Errors of order 4 are below the rounding of float32."""
     with jax.enable_x64(True):
         yield
 
@@ -63,7 +64,7 @@ solve_compiled = jax.jit(solve)
 
 
 def global_error(solver, sde, num_steps, mean=0.3, std=0.2):
-    """At eps, in standard deviations: the flow of Gaussian data keeps every sample's z-score."""
+    """The error at eps in standard deviations: the flow of Gaussian data keeps every sample's z-score."""
     problem = Gaussian(mean, std)
     begin, end = problem.marginal(sde, sde.T), problem.marginal(sde, sde.eps)
     z = jnp.array([-2.0, -0.5, 0.0, 1.5])
@@ -78,15 +79,15 @@ MOST_STEPS = 160
 
 
 def one_noise_each(key, index, shape, dtype):
-    """In the place of the random numbers: element n is 1 in the n-th draw and 0 otherwise."""
+    """Replaces the random numbers: element n is 1 in the n-th draw and 0 otherwise."""
     return (jnp.arange(*shape) == index).astype(dtype)
 
 
 @jax.jit
 def responses(solver, sde, mean, std, num_steps):
-    """The final x without noise, to a unit of each step's noise, and to a unit more at T: shape [most + 2].
+    """The final x without noise, for unit noise in each step, and for a unit more at T: shape [most + 2].
 
-    For Gaussian data every step is affine in x and in the noise, and acts on each element alone.
+    For Gaussian data every step is affine in x and in the noise, and acts on each element separately.
     """
     start, _ = Gaussian(mean, std).marginal(sde, sde.T)
     x = jnp.full(MOST_STEPS + 2, start).at[-1].add(1.0)
@@ -97,7 +98,7 @@ def responses(solver, sde, mean, std, num_steps):
 
 
 def weak_errors(solver, sde, num_steps, eta, mean=0.3, std=0.2):
-    """Of the mean, in true deviations; of how much of a shift at T is left, and of the variance, relative.
+    """Errors: of the mean, in true deviations; of the rest of a shift at T, and of the variance, relative.
 
     In log-SNR λ and with v the variance, a shift y from the true mean follows
     dy/dλ = (d log v/dλ − 2 η² σ²/v) y/2, whose solution is y ∝ √v (√v/α)^η².
@@ -122,7 +123,7 @@ def test_the_global_error_has_its_order(name, sde):
     solver, order = ODE_SOLVERS[name]
     steps = (80, 160, 320)
     errors = [global_error(solver, SDES[sde], n) for n in steps]
-    # 0.3 is far less than to the next order; at these steps all of them lie within 0.16
+    # 0.3 is far less than the distance to the next order; at these steps all are within 0.16
     assert abs(fitted_order(steps, errors) - order) < 0.3
     assert errors[-1] < 0.05
 
@@ -134,22 +135,22 @@ def test_the_weak_error_has_its_order(name, sde):
     steps = (40, 80, MOST_STEPS)
     errors = np.array([weak_errors(solver, SDES[sde], n, eta) for n in steps])
     of_mean, of_shift, of_variance = errors.T
-    assert of_mean.max() < 1e-12  # the true mean is kept to rounding: D is right there
+    assert of_mean.max() < 1e-12  # the true mean is kept to rounding, since D is exact there
     assert abs(fitted_order(steps, of_variance) - order) < 0.3
     if eta < 1:
         assert abs(fitted_order(steps, of_shift) - order) < 0.3
     else:
-        # D is a martingale of the whole reverse SDE: one step's D is right in the mean for all that follow.
-        # The shift has shrunk to 1e-5, with which float64's 1e-16 becomes 1e-11.
+        # D is a martingale of the full reverse SDE: the D of a step is right in the mean for all later steps.
+        # The shift has shrunk to 1e-5, relative to which float64's 1e-16 becomes 1e-11.
         assert of_shift.max() < 1e-9
 
 
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("name", ODE_SOLVERS)
 def test_a_single_point_of_data_is_solved_exactly_in_any_number_of_steps(name, sde):
-    """Then the denoised prediction is that point and the noise prediction keeps its first value.
+    """The denoised prediction is then that point, and the noise prediction keeps its first value.
 
-    sigma(eps) is down to 1e-4 of the terms that make it, hence 1e-9 of float64's 1e-16.
+    sigma(eps) is as small as 1e-4 of the terms it is computed from, hence 1e-9 with float64's 1e-16.
     """
     for num_steps in (3, 7):
         assert global_error(ODE_SOLVERS[name][0], SDES[sde], num_steps, std=0.0) < 1e-9
@@ -195,7 +196,7 @@ def test_short_runs_look_back_less_at_the_end():
 
 @pytest.mark.parametrize("solver", [DPMSolverPP(order=2), DPMSolverPP(order=3), UniPC(order=3)])
 def test_the_last_of_few_steps_is_of_first_order(solver):
-    """A history that was tampered with has no part in it."""
+    """A modified history does not change it."""
     sde, n = SDES["vp"], 4
     solver = dataclasses.replace(solver, num_steps=n)
     state = solver.init(sde, jax.random.key(0), (3,), jnp.float64)
@@ -213,7 +214,7 @@ def test_moments_keep_their_digits_at_every_step():
     kernel = h[:, None] * np.exp(-h[:, None].astype(float) * (1 - s)) * weights / 2
     found = jax.vmap(lambda h: jnp.stack(moments(h, 4)))(jnp.asarray(h))
     assert found.dtype == jnp.float32
-    # at h = 1, where the two recursions meet, forward loses two bits and a half at each k
+    # at h = 1, where the two recursions meet, the forward one loses two and a half bits at each k
     for k in range(4):
         np.testing.assert_allclose(found[:, k], kernel @ s**k, rtol=1e-5)
 
@@ -234,22 +235,28 @@ def test_a_step_keeps_every_dtype(solver, sde, dtype):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DDIM(eta=1.1), r"eta = 1.1: allowed is a share in \[0, 1\]; take 0"),
-        (lambda: DDIM(eta=-0.1), "eta = -0.1: allowed is a share"),
-        (lambda: DDIM(eta=float("nan")), "eta = nan: allowed is a share"),
-        (lambda: DDIM(num_steps=0), "num_steps = 0: allowed is a whole number >= 1"),
-        (lambda: DPMSolverPP(order=1), "order = 1: allowed is 2 or 3; take 'ddim'"),
-        (lambda: DPMSolverPP(order=4), "order = 4: allowed is 2 or 3"),
+        (lambda: DDIM(eta=1.1), r"eta must be a number in \[0, 1\] \(got 1.1\): set eta to 0"),
+        (lambda: DDIM(eta=-0.1), r"eta must be a number in \[0, 1\] \(got -0.1\)"),
+        (lambda: DDIM(eta=float("nan")), r"eta must be a number in \[0, 1\] \(got nan\)"),
+        (lambda: DDIM(num_steps=0), r"num_steps must be a whole number >= 1 \(got 0\)"),
+        (lambda: DPMSolverPP(order=1), r"order must be 2 or 3 \(got 1\): use DDIM with eta = 0"),
+        (lambda: DPMSolverPP(order=4), r"order must be 2 or 3 \(got 4\)"),
         (
             lambda: DPMSolverPP(num_steps=2),
-            "num_steps = 2: allowed is at least 3 steps.*; take more steps or",
+            r"num_steps must be at least 3 for a solver of order 3 \(got 2\): take more steps or",
         ),
-        (lambda: DPMSolverPP(num_steps=1, order=2), "num_steps = 1: allowed is at least 2 steps"),
-        (lambda: SDEDPMSolverPP(num_steps=1), "num_steps = 1: allowed is at least 2 steps"),
-        (lambda: UniPC(order=1), "order = 1: allowed is 2 or 3"),
-        (lambda: UniPC(num_steps=2), "num_steps = 2: allowed is at least 3 steps"),
-        (lambda: UniPC(num_steps=0), "num_steps = 0: allowed is a whole number >= 1"),
-        (lambda: DEIS(num_steps=2), "num_steps = 2: allowed is at least 3 steps"),
+        (
+            lambda: DPMSolverPP(num_steps=1, order=2),
+            r"num_steps must be at least 2 for a solver of order 2 \(got 1\)",
+        ),
+        (
+            lambda: SDEDPMSolverPP(num_steps=1),
+            r"num_steps must be at least 2 for a solver of order 2 \(got 1\)",
+        ),
+        (lambda: UniPC(order=1), r"order must be 2 or 3 \(got 1\)"),
+        (lambda: UniPC(num_steps=2), r"num_steps must be at least 3 for a solver of order 3 \(got 2\)"),
+        (lambda: UniPC(num_steps=0), r"num_steps must be a whole number >= 1 \(got 0\)"),
+        (lambda: DEIS(num_steps=2), r"num_steps must be at least 3 for a solver of order 3 \(got 2\)"),
     ],
 )
 def test_settings_that_a_method_cannot_take_are_refused(make, message):
@@ -257,7 +264,7 @@ def test_settings_that_a_method_cannot_take_are_refused(make, message):
         make()
 
 
-def test_the_least_numbers_of_steps_are_taken():
+def test_the_smallest_numbers_of_steps_are_accepted():
     for solver in (DDIM(num_steps=1), DPMSolverPP(num_steps=3), UniPC(num_steps=3), DEIS(num_steps=3)):
         assert solver.num_steps <= 3
     assert DPMSolverPP(num_steps=2, order=2).grid == UniformLogSNR()

@@ -1,4 +1,4 @@
-"""Langevin dynamics: the step, the levels, and the density that it leaves alone."""
+"""Langevin dynamics: the step, the levels, and the stationary density."""
 
 import functools
 
@@ -17,7 +17,7 @@ from tests.solvers.moments import final_samples
 
 @pytest.mark.parametrize("name", SDES)
 def test_the_step_has_the_ratio_of_signal_to_noise_that_was_asked_for(name):
-    """‖ε g‖/‖√(2ε) z‖ = √(ε/2) ‖g‖/‖z‖ is r √α, and √α is the drop in alpha over the grid's next step."""
+    """‖ε g‖/‖√(2ε) z‖ = √(ε/2) ‖g‖/‖z‖ is r √α, and √α is the ratio of alpha over the grid's next step."""
     with jax.enable_x64(True):
         sde = SDES[name]
         x, score, z = jax.random.normal(jax.random.key(0), (3, 4, 4), jnp.float64)
@@ -45,7 +45,7 @@ def test_every_level_is_asked_for_and_the_last_is_eps():
         for k in range(12):
             assert state.status == Status.RUNNING
             x, t = solver.ask(state)
-            # compiled or not, a time inside is the same to some roundings of 6e-8
+            # compiled or not, an inner time is the same up to a few rounding errors of 6e-8
             np.testing.assert_allclose(t, levels[k // 3 + 1], rtol=1e-6)
             np.testing.assert_allclose(state.t, levels[k // 3], rtol=1e-6)
             state = tell(state, Gaussian().score(sde, x, t))
@@ -56,7 +56,7 @@ def test_every_level_is_asked_for_and_the_last_is_eps():
 
 
 def settled(dimension, number, snr, steps):
-    """(x − mean)/std after this many steps at eps from exact draws, [number, dimension]."""
+    """(x − mean)/std after this many steps at eps, starting from exact draws, [number, dimension]."""
     sde, problem = VESDE(), Gaussian()
     mean, std = problem.marginal(sde, sde.eps)
     begin = mean + std * jax.random.normal(jax.random.key(9), (number, dimension))
@@ -65,16 +65,16 @@ def settled(dimension, number, snr, steps):
     return (x - np.asarray(mean)) / np.asarray(std)
 
 
-def test_the_exact_density_stays_but_for_the_known_bias():
-    """At an image's 3,072 numbers, after enough steps to forget where it began.
+def test_the_exact_density_is_stationary_up_to_the_known_bias():
+    """With the 3,072 dimensions of an image, after enough steps to forget the start.
 
     With q = snr², R² = |(x − mean)/std|² goes to R² − 2κR² + κ²R² + 2κ|z|² + noise that averages out, where
-    κ = 2q|z|²/R² is the step over the variance: on average to R² − 4qd + 4q(1 + q) d(d + 2)/R². It rests
-    about (1 + q)(d + 2), and (1 + q)(1 + 2/d)² is the variance to order 1/d²: 1.0270 here. A deviation from
-    it shrinks by 1 − 4q a step, in 60 steps to 0.2 %, of the 2.7 % that there are to go.
+    κ = 2q|z|²/R² is the step over the variance: on average to R² − 4qd + 4q(1 + q) d(d + 2)/R². It settles
+    near (1 + q)(d + 2), and (1 + q)(1 + 2/d)² is the variance to order 1/d²: 1.0270 here. A deviation from
+    it shrinks by 1 − 4q per step: in 60 steps to 0.2 % of the initial 2.7 %.
 
-    16 × 3,072 numbers give a mean to 1/√49152 = 0.0045 and a variance to √(2/49152) = 0.0064; five of these
-    are exceeded once in 1.7 million runs.
+    16 × 3,072 numbers give a mean with an error of 1/√49152 = 0.0045 and a variance with one of
+    √(2/49152) = 0.0064; five times these are exceeded once in 1.7 million runs.
     """
     d, q = 3072, 0.16**2
     residual = settled(d, number=16, snr=0.16, steps=60)
@@ -83,28 +83,29 @@ def test_the_exact_density_stays_but_for_the_known_bias():
 
 
 def test_the_stationary_law_has_the_exact_bias_of_norms_per_sample():
-    """E[1/R²] = 1/((1 + q)(d + 2)) exactly, where R² stays what it is on average (see the test above).
+    """E[1/R²] = 1/((1 + q)(d + 2)) exactly where R² is stationary on average (see the test above).
 
-    So at 8 numbers, where the Gaussian would have 1/6, it is 0.0975. After 80 steps, 1 − 4q a step, 0.02 % is
-    left of the beginning. The found mean errs by what the samples themselves show; five of that are exceeded
-    once in 1.7 million runs.
+    In 8 dimensions it is therefore 0.0975, where the Gaussian has 1/6. After 80 steps, at 1 − 4q per step,
+    0.02 % of the start is left. The error of the mean is estimated from the samples themselves; five times
+    that is exceeded once in 1.7 million runs.
     """
     d, q, number = 8, 0.16**2, 10_000
     residual = settled(d, number, snr=0.16, steps=80)
     inverse = 1 / np.sum(residual.astype(np.float64) ** 2, axis=1)
     exact = 1 / ((1 + q) * (d + 2))
     error = inverse.std() / np.sqrt(number)
-    assert error < 0.01 * exact  # sharp enough to tell it from the Gaussian's 1/6 and from 1/d
+    assert error < 0.01 * exact  # small enough to distinguish it from the Gaussian's 1/6 and from 1/d
     assert abs(inverse.mean() - exact) < 5 * error
 
 
 def test_falling_levels_lead_from_the_prior_to_the_data():
-    """VE from 50 to 0.01 in 60 levels of 12 steps, 16 samples of 512 numbers.
+    """VE from 50 to 0.01 in 60 levels of 12 steps, 16 samples of 512 dimensions.
 
-    A level takes 0.28 off log σ², the steps at it up to 12 × 0.2² = 0.48: x follows. Below σ = std there are
-    21 levels at which the target stands still, where a deviation shrinks by 1 − 4 × 0.2² a step: nothing of
-    it is left. The mean errs by std/√8192, the variance by √(2/8192) = 0.0156 of itself, and five of these
-    are exceeded once in 1.7 million runs; the bias of (1 + q)(1 + 2/d)² is known.
+    A level lowers log σ² by 0.28, and its steps can lower log V by up to 12 × 0.2² = 0.48: x follows. Below
+    σ = std there are 21 levels at which the target hardly changes, where a deviation shrinks by 1 − 4 × 0.2²
+    per step: nothing of it is left. The mean has an error of std/√8192, the variance a relative one of
+    √(2/8192) = 0.0156; five times these are exceeded once in 1.7 million runs. The bias of (1 + q)(1 + 2/d)²
+    is known.
     """
     d, q = 512, 0.2**2
     solver = AnnealedLangevin(num_steps=60, corrector_steps=12, snr=0.2)
@@ -116,10 +117,10 @@ def test_falling_levels_lead_from_the_prior_to_the_data():
 
 
 def test_levels_that_fall_too_fast_leave_the_samples_noisy():
-    """At 5 steps a level the steps take 5 × 0.2² = 0.20 off at most, where the level takes 0.28.
+    """With 5 steps per level, the steps lower log V by at most 5 × 0.2² = 0.20, and the level falls by 0.28.
 
-    x is left behind by 0.08 a level at the least, over the 39 levels above σ = std: a factor of 20 in the
-    variance, to be made up for at less than 0.2 a level over the 21 below.
+    x lags by at least 0.08 per level over the 39 levels above σ = std: a factor of 20 in the variance, of
+    which less than 0.2 per level can be recovered over the 21 levels below.
     """
     solver = AnnealedLangevin(num_steps=60, corrector_steps=5, snr=0.2)
     x = final_samples(solver, VESDE(), Gaussian(), number=16, shape=(512,))
@@ -129,13 +130,13 @@ def test_levels_that_fall_too_fast_leave_the_samples_noisy():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps = 0: allowed is a whole number >= 1; set num_steps to how many"),
-        ({"corrector_steps": 0}, "corrector_steps = 0: allowed is a whole number >= 1"),
-        ({"corrector_steps": 1.5}, "corrector_steps = 1.5: allowed is a whole number >= 1"),
-        ({"snr": 0.0}, "snr = 0.0: allowed is a number > 0; set snr above zero"),
-        ({"snr": -0.1}, "snr = -0.1: allowed is a number > 0"),
+        ({"num_steps": 0}, r"num_steps must be a whole number >= 1 \(got 0\): set num_steps to 1 or more"),
+        ({"corrector_steps": 0}, r"corrector_steps must be a whole number >= 1 \(got 0\)"),
+        ({"corrector_steps": 1.5}, r"corrector_steps must be a whole number >= 1 \(got 1.5\)"),
+        ({"snr": 0.0}, r"snr must be a number > 0 \(got 0.0\): set snr above zero"),
+        ({"snr": -0.1}, r"snr must be a number > 0 \(got -0.1\)"),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AnnealedLangevin(**settings)

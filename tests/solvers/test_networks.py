@@ -1,4 +1,4 @@
-"""The shipped networks through the driver: batches change a sample by no more than rounding."""
+"""The shipped networks in the driver: the batch changes a sample only by rounding."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from configs.vp import digits_adaptive as vp
 
 @pytest.mark.parametrize("make_config", [ve.get_config, vp.get_config], ids=["ve", "vp"])
 def test_neither_batch_nor_order_changes_a_networks_samples(make_config):
-    """Networks are other programs at other batch shapes, whose rounding grows along a sample's path."""
+    """A network is another program at another batch shape, and rounding grows along a sample's path."""
     config = make_config()
     config.solver.eps_rel = 0.1
     sde, score_fn = sde_lib.from_config(config.sde), models.load_score_fn(config)

@@ -1,4 +1,4 @@
-"""diffrax's solvers: what they cost is counted as it is, and every sample comes to an end with a status."""
+"""The solvers of diffrax: every evaluation is counted, and every sample ends with a status."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def count(column):
 
 
 def scored(fault, x, t):
-    """A Gaussian's score that counts the rows it is asked for; below t = 0.5 it has a fault, maybe."""
+    """A Gaussian score that counts the rows it evaluates; with a fault, it is wrong below t = 0.5."""
     jax.debug.callback(count, x[:, 0, 0, 0])
     score = Gaussian().score_fn(SDE)(x, t)
     # jumps of 1e6 between neighbouring numbers: no step is small enough
@@ -36,7 +36,7 @@ def scored(fault, x, t):
 
 
 def draw(solver_name="shark", fault: int = GOOD, score_fn: Any = None, **settings: Any):
-    """With one shape, so that what differs in values alone is one compiled program."""
+    """Draws with one shape, so that calls that differ only in values share a compiled program."""
     settings = {"shape": SHAPE, "batch_size": 16, "max_steps": MAX_STEPS, **settings}
     if "num_steps" not in settings:
         settings = {"rtol": 0.05, "atol": 0.01, **settings}
@@ -47,13 +47,13 @@ def draw(solver_name="shark", fault: int = GOOD, score_fn: Any = None, **setting
 
 
 def assert_counted(solution, evaluations):
-    """What is said to have been evaluated is what the score function saw."""
+    """The reported evaluations are those that the score function saw."""
     jax.effects_barrier()
     attempts = solution.accepted + solution.rejected
     finished = solution.status == Status.COMPLETED
     np.testing.assert_array_equal(solution.nfe, evaluations * attempts + finished)
     assert solution.lane_evaluations == rows
-    # each batch of 16 runs until its slowest sample has ended; the second is filled up with other samples
+    # each batch of 16 runs until its slowest sample is finished; the second is filled up with other samples
     first = solution.nfe[:16].max()
     assert solution.network_calls >= first + solution.nfe[16:].max()
     assert solution.lane_evaluations == 16 * solution.network_calls
@@ -69,10 +69,10 @@ def test_evaluations_are_counted_as_they_were_made():
 
 
 def test_samples_have_the_moments_of_the_data():
-    """The mean of 512 x 16 pixels errs by 0.2/sqrt(8192) = 0.0022, their deviation by 0.0016.
+    """The mean of 512 x 16 pixels has an error of 0.2/sqrt(8192) = 0.0022, their deviation one of 0.0016.
 
-    Five of these are exceeded once in 1.7 million runs; beyond them stands the bias of the tolerance, which
-    at rtol 0.05 left the deviation within 3 % (0.006).
+    Five times these are exceeded once in 1.7 million runs. The bias of the tolerance is added, which at rtol
+    0.05 is within 3 % of the deviation (0.006).
     """
     x = draw(num_samples=512).x
     assert abs(x.mean() - 0.3) < 5 * 0.0022
@@ -86,10 +86,10 @@ def test_a_sample_is_the_same_wherever_it_runs_in_a_batch():
     assert not np.array_equal(draw(key=jax.random.key(1)).x, straight.x)
 
 
-def test_a_tighter_tolerance_costs_more_and_compiles_nothing():
+def test_a_tighter_tolerance_costs_more_and_does_not_recompile():
     loose, tight = draw(), draw(rtol=0.02)
     assert tight.nfe.mean() > 1.2 * loose.nfe.mean()
-    assert tight.seconds_compile < 0.5  # to look it up; seconds to compile
+    assert tight.seconds_compile < 0.5  # a look-up; compiling takes seconds
 
 
 def test_a_score_that_is_not_finite_ends_with_that_status():
@@ -112,7 +112,7 @@ def test_a_sample_that_needs_more_steps_than_allowed_says_so():
 
 
 def test_a_fixed_number_of_steps_is_taken():
-    """Time in units of steps has no rounding errors; another number compiles nothing."""
+    """Time in units of steps has no rounding errors; another number of steps does not recompile."""
     global rows
     for num_steps in (7, 100, MAX_STEPS):
         rows = 0
@@ -129,9 +129,9 @@ def test_a_fixed_number_of_steps_is_taken():
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_counts_and_completes(name, adaptive):
-    """And has the data's moments at 300 steps, to the bounds of the test above for 64 samples.
+    """With 300 steps, the samples have the moments of the data, within the bounds of the test above.
 
-    Not so by tolerances: what step doubling makes of SEA is 13 % too narrow at rtol 0.05, which is its own.
+    With tolerances this is not checked: SEA with step doubling is 13 % too narrow at rtol 0.05.
     """
     global rows
     method, rows = METHODS[name], 0
@@ -150,7 +150,7 @@ def test_every_method_counts_and_completes(name, adaptive):
 
 @pytest.mark.slow
 def test_with_additive_noise_three_of_them_are_euler_maruyama():
-    """The same path, and steps that differ by rounding alone."""
+    """On the same path, their steps differ only by rounding."""
     first, *others = (
         draw(name, num_steps=50).x for name in ("euler_heun", "ito_milstein", "stratonovich_milstein")
     )
@@ -162,19 +162,25 @@ def test_with_additive_noise_three_of_them_are_euler_maruyama():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver_name": "sharq"}, r"solver_name = 'sharq': .* did you mean 'shark'\?"),
-        ({"num_samples": 0}, "num_samples = 0: allowed is a whole number >= 1"),
-        ({"sample_ids": [1], "num_samples": 1}, "num_samples = 1: allowed is None beside sample_ids"),
-        ({"num_steps": 0}, "num_steps = 0: allowed is a whole number >= 1"),
-        ({"num_steps": 5, "rtol": 0.1}, "rtol = 0.1: allowed is None beside num_steps; leave out rtol or"),
-        ({"rtol": None}, "rtol = None: allowed is a number > 0; set rtol, or num_steps alone"),
-        ({"atol": -1.0}, "atol = -1.0: allowed is a number > 0; set atol above zero"),
-        ({"first_step": 0.0}, "first_step = 0.0: allowed is a number > 0"),
-        ({"max_steps": 0}, "max_steps = 0: allowed is a whole number >= 1"),
-        ({"batch_size": 0}, "batch_size = 0: allowed is a whole number >= 1"),
-        ({"score_fn": lambda x, t: t}, r"score_fn\(x, t\) = .* allowed is one array of x's shape"),
+        ({"solver_name": "sharq"}, r"solver_name must be one of .* \(got 'sharq'\): did you mean 'shark'\?"),
+        ({"num_samples": 0}, r"num_samples must be a whole number >= 1 \(got 0\)"),
+        (
+            {"sample_ids": [1], "num_samples": 1},
+            r"num_samples must be None when sample_ids is given \(got 1\)",
+        ),
+        ({"num_steps": 0}, r"num_steps must be a whole number >= 1 \(got 0\)"),
+        (
+            {"num_steps": 5, "rtol": 0.1},
+            r"rtol must be None when num_steps is given \(got 0.1\): leave out rtol or",
+        ),
+        ({"rtol": None}, r"rtol must be a number > 0 \(got None\): set rtol, or num_steps instead"),
+        ({"atol": -1.0}, r"atol must be a number > 0 \(got -1.0\): set atol above zero"),
+        ({"first_step": 0.0}, r"first_step must be a number > 0 \(got 0.0\)"),
+        ({"max_steps": 0}, r"max_steps must be a whole number >= 1 \(got 0\)"),
+        ({"batch_size": 0}, r"batch_size must be a whole number >= 1 \(got 0\)"),
+        ({"score_fn": lambda x, t: t}, r"score_fn\(x, t\) must be one array of x's shape"),
     ],
 )
-def test_bad_input_is_named_before_anything_compiles(settings: Any, message):
+def test_bad_input_is_refused_before_anything_compiles(settings: Any, message):
     with pytest.raises(ValueError, match=message):
         draw(**settings)

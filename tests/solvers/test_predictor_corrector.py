@@ -1,4 +1,4 @@
-"""The predictors' formulas and orders, and how the corrector's steps go between theirs."""
+"""The formulas and orders of the predictors, and their alternation with the corrector."""
 
 import dataclasses
 import itertools
@@ -13,15 +13,15 @@ from sde_lib import VESDE, VPSDE, SubVPSDE, reverse_drift
 from solvers import Adaptive, EulerMaruyama, Status, sample
 from solvers.grids import Rho, UniformTime
 from solvers.noise import standard_normal
-from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion, _transition
+from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion, transition
 from tests.problems import SDES, Gaussian
 from tests.solvers.moments import exact_moments, final_moments, final_samples, fitted_order
 
-# mild enough for the leading error to stand alone from 32 steps on
+# mild enough for the leading error to dominate from 32 steps on
 MILD = {"ve": VESDE(0.1, 2.0), "vp": VPSDE(0.1, 4.0, eps=0.02), "subvp": SubVPSDE(0.1, 4.0, eps=0.02)}
 PRIOR_VARIANCE = {"ve": 4.0, "vp": 1.0, "subvp": 1.0}
 STEPS = [32, 64, 128, 256]
-# every pair but ancestral on sub-VP, and EDM's grid for the new ones
+# all pairs but ancestral sampling on sub-VP, and EDM's grid for two of them
 CASES = [
     (EulerMaruyama, "ve", UniformTime()),
     (EulerMaruyama, "vp", UniformTime()),
@@ -40,8 +40,8 @@ CASES = [
 def test_weak_order_one(predictor, name, grid):
     """Each step's law differs from the reverse SDE's by O(h²) in its mean and in its variance, or not at all.
 
-    Not at all is the mean of ancestral sampling, E[x(t') | x(t)] being affine in the denoised x(0); and for
-    VE that of reverse diffusion, which is the same mean. What is left of these is rounding.
+    The mean of ancestral sampling is exact, since E[x(t') | x(t)] is affine in the denoised x(0). For VE,
+    that of reverse diffusion is the same and also exact. Only rounding is left in these.
     """
     sde, problem, begin = MILD[name], Gaussian(), {"mean": 0.0, "variance": PRIOR_VARIANCE[name]}
     exact = exact_moments(sde, problem, **begin)
@@ -82,7 +82,7 @@ def by_hand(predictor, name, alphas, sigmas, x, score, z):
 
 
 def state_after(solver, sde, done):
-    """A float64 state with ``done`` of the steps behind it, and a score to tell it."""
+    """A float64 state after ``done`` steps, and a score for it."""
     state = solver.init(sde, jax.random.key(1), (5,), jnp.float64)
     t = solver.grid.time(sde, jnp.float64(done / solver.num_steps))
     state = dataclasses.replace(state, t=t, accepted=jnp.int32(done))
@@ -105,12 +105,12 @@ def test_a_step_is_the_published_formula(predictor, name):
         assert after.accepted == 4
 
 
-def test_reverse_diffusion_has_the_chain_that_the_published_one_has():
+def test_reverse_diffusion_has_the_published_chain():
     """β_i = 1 − r² is b − b²/2 + … with b = β h in the middle of the step; b < 0.02 at 1,000."""
     with jax.enable_x64(True):
         sde = SDES["vp"]
         times = jnp.linspace(sde.eps, sde.T, 1001)
-        _, beta = jax.vmap(_transition, (None, 0, 0))(sde, times[1:], times[:-1])
+        _, beta = jax.vmap(transition, (None, 0, 0))(sde, times[1:], times[:-1])
         h = (sde.T - sde.eps) / 1000
         b = np.asarray(jax.vmap(sde.diffusion)((times[1:] + times[:-1]) / 2)) ** 2 * h
     assert b.max() < 0.02
@@ -127,7 +127,7 @@ def test_sub_vp_is_discretized_as_by_euler():
 
 
 def spelt_out(predictor, sde, score, key, shape, num_steps, corrector_steps, snr):
-    """Predictor–corrector sampling as a plain loop, with the corrector's noises from a key of its own."""
+    """Predictor–corrector sampling as a plain loop, in which the corrector's noise has its own key."""
     times = [jnp.float64(sde.T - k / num_steps * (sde.T - sde.eps)) for k in range(num_steps)]
     times.append(jnp.float64(sde.eps))
     x = sde.prior(jax.random.fold_in(key, 0), shape, jnp.float64)
@@ -158,7 +158,7 @@ def spelt_out(predictor, sde, score, key, shape, num_steps, corrector_steps, snr
     ("predictor", "name"),
     [("reverse", "ve"), ("ancestral", "vp"), ("euler", "subvp")],
 )
-def test_correctors_and_predictors_take_turns(predictor, name):
+def test_correctors_and_predictors_alternate(predictor, name):
     chosen = {"reverse": ReverseDiffusion, "ancestral": AncestralSampling, "euler": EulerMaruyama}[predictor]
     with jax.enable_x64(True):
         sde, key, shape = MILD[name], jax.random.key(5), (3, 2)
@@ -175,13 +175,13 @@ def test_correctors_and_predictors_take_turns(predictor, name):
             assert state.status == (Status.COMPLETED if evaluations == 12 else Status.RUNNING)
         assert state.t == jnp.float64(sde.eps)
         expected = spelt_out(predictor, sde, score, key, shape, 4, 2, 0.2)
-    # twelve steps, each rounding to sixteen digits; the differences by hand lose one or two
+    # twelve steps, each rounded to sixteen digits; the differences in ``by_hand`` lose one or two
     np.testing.assert_allclose(state.x, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Predictor–corrector samples from the driver, on EDM's grid: for a choice of ids, always 16 lanes."""
+    """Draws predictor–corrector samples with given ids from the driver, on EDM's grid and in 16 lanes."""
     sde = SDES["vp"]
     score_fn = Gaussian().score_fn(sde)
 
@@ -207,7 +207,7 @@ def test_the_driver_counts_every_evaluation_and_never_compiles_again(drawn):
         snr=0.05,
     )
     np.testing.assert_array_equal(other.nfe, 7 * 4 + 1)
-    assert other.seconds_compile < 0.5  # a hundredth of a second or so to look it up; seconds to compile
+    assert other.seconds_compile < 0.5  # a look-up takes about 0.01 s; compiling takes seconds
 
 
 def test_other_samples_in_the_batch_change_no_bit(drawn):
@@ -215,18 +215,18 @@ def test_other_samples_in_the_batch_change_no_bit(drawn):
 
 
 def test_the_samples_have_the_moments_of_the_data():
-    """16 samples of 512 numbers: the mean errs by std/√8192, the variance by a share of √(2/8192) = 0.0156.
+    """16 samples of 512 numbers: the mean has an error of std/√8192, the variance a relative one of 0.0156.
 
-    Five of these are exceeded once in 1.7 million runs. Beyond them there is bias: the predictor's alone is
-    known, the corrector's is (1 + snr²)(1 + 2/512)² − 1 = 1.8 % of the variance; both are above zero, and
-    of the predictor's the corrector takes some away, in the mean too.
+    0.0156 is √(2/8192); five times these are exceeded once in 1.7 million runs. The bias is added: that of
+    the predictor alone is known, and that of the corrector is (1 + snr²)(1 + 2/512)² − 1 = 1.8 % of the
+    variance. Both are above zero, and the corrector reduces that of the predictor, also in the mean.
     """
     sde, problem, begin = MILD["vp"], Gaussian(), {"mean": 0.0, "variance": 1.0}
     predictor = ReverseDiffusion(num_steps=100)
     alone = final_moments(predictor, sde, problem, num_noises=max(STEPS), **begin)
     exact = exact_moments(sde, problem, **begin)
     x = final_samples(PredictorCorrector(predictor=predictor, snr=0.1), sde, problem, number=16, shape=(512,))
-    # where the prior's mean is forgotten the mean is the data's, which the exact reverse misses by 0.002
+    # if the prior's mean is forgotten, the mean is that of the data, 0.002 from that of the exact reverse
     data_mean = float(problem.marginal(sde, sde.eps)[0])
     slack = abs(alone[0] - exact[0]) + abs(data_mean - exact[0])
     assert abs(x.mean() - exact[0]) < 5 * np.sqrt(exact[1] / 8192) + slack
@@ -236,7 +236,7 @@ def test_the_samples_have_the_moments_of_the_data():
 
 def test_ancestral_sampling_refuses_sub_vp():
     message = (
-        "sde of AncestralSampling = 'SubVPSDE': allowed is VESDE or VPSDE; take ReverseDiffusion or Euler"
+        r"sde must be VESDE or VPSDE for AncestralSampling \(got 'SubVPSDE'\): use ReverseDiffusion or Euler"
     )
     for solver in (AncestralSampling(), PredictorCorrector(predictor=AncestralSampling())):
         with pytest.raises(ValueError, match=message):
@@ -247,22 +247,26 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (
         ReverseDiffusion,
         {"num_steps": 0},
-        "num_steps = 0: allowed is a whole number >= 1; set num_steps to how",
+        r"num_steps must be a whole number >= 1 \(got 0\): set num_steps to 1 or more",
     ),
-    (AncestralSampling, {"num_steps": 2.5}, "num_steps = 2.5: allowed is a whole number >= 1"),
-    (PredictorCorrector, {"corrector_steps": 0}, "corrector_steps = 0: allowed is a whole number >= 1"),
-    (PredictorCorrector, {"snr": 0.0}, "snr = 0.0: allowed is a number > 0; set snr above zero"),
-    (PredictorCorrector, {"snr": float("nan")}, "snr = nan: allowed is a number > 0"),
+    (AncestralSampling, {"num_steps": 2.5}, r"num_steps must be a whole number >= 1 \(got 2.5\)"),
+    (PredictorCorrector, {"corrector_steps": 0}, r"corrector_steps must be a whole number >= 1 \(got 0\)"),
+    (PredictorCorrector, {"snr": 0.0}, r"snr must be a number > 0 \(got 0.0\): set snr above zero"),
+    (PredictorCorrector, {"snr": float("nan")}, r"snr must be a number > 0 \(got nan\)"),
     (
         PredictorCorrector,
         {"predictor": Adaptive()},
-        "predictor = 'Adaptive': allowed is EulerMaruyama, ReverseDiffusion or AncestralSampling; a",
+        r"predictor must be EulerMaruyama, ReverseDiffusion or AncestralSampling \(got 'Adaptive'\): use one",
     ),
-    (PredictorCorrector, {"predictor": PredictorCorrector()}, "predictor = 'PredictorCorrector': allowed is"),
+    (
+        PredictorCorrector,
+        {"predictor": PredictorCorrector()},
+        r"predictor must be .* \(got 'PredictorCorrector'\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("solver", "settings", "message"), BAD)
-def test_bad_settings_are_named(solver, settings, message):
+def test_bad_settings_are_refused(solver, settings, message):
     with pytest.raises(ValueError, match=message):
         solver(**settings)

@@ -1,4 +1,4 @@
-"""RK45: scipy's steps, evaluations and solution, and the order of the pair behind them."""
+"""RK45: the steps, evaluations and solution of scipy, and the orders of the pair."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ def gaussian_score(sde, x, t):
 
 
 def two_points_score(sde, x, t):
-    """Of data at +0.5 and −0.5 in every pixel, whose denoiser is a hyperbolic tangent: nonlinear in x."""
+    """For data at +0.5 and −0.5 in every pixel, whose denoiser is a hyperbolic tangent: nonlinear in x."""
     alpha, sigma = sde.marginal(t)
     return (0.5 * alpha * jnp.tanh(0.5 * alpha * x / sigma**2) - x) / sigma**2
 
 
 @functools.partial(jax.jit, static_argnames="score")
 def run(score, solver, sde, state):
-    """The state at the end, and the evaluations it took."""
+    """The final state and the number of evaluations."""
 
     def evaluate(carry):
         state, nfe = carry
@@ -40,7 +40,9 @@ def run(score, solver, sde, state):
 
     def goes_on(carry):
         state, nfe = carry
-        return (state.status == Status.RUNNING) & (nfe < 5000)  # ten times what is needed: no test hangs
+        return (state.status == Status.RUNNING) & (
+            nfe < 5000
+        )  # ten times the number needed, so that no test hangs
 
     return jax.lax.while_loop(goes_on, evaluate, (state, 0))
 
@@ -79,12 +81,13 @@ def x64():
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("score", [gaussian_score, two_points_score])
 def test_scipy_takes_the_same_steps_to_the_same_solution(name, score):
-    """To rounding, which 1e-11 of the largest value on the way is.
+    """Up to rounding, which is 1e-11 of the largest value along the path.
 
-    Both sum the same numbers in another order, 1e-16 of them each time. An error estimate, where the stages
-    cancel down to the tolerance, keeps 8 digits at the finest one here: the next h is then off by 1e-8 of
-    itself, and the step's own error of up to 1e-8 by as much. At the coarsest, the estimate keeps 13 digits,
-    h is off by 1e-13, and an error of 1e-2 by 1e-15. The largest that these have added up to is 7e-13.
+    Both sum the same numbers in different orders, with a relative error of 1e-16 each time. In an error
+    estimate, the stages cancel down to the tolerance. At the finest tolerance here it keeps 8 digits: the
+    next h has a relative error of 1e-8, and so has the step's own error of up to 1e-8. At the coarsest, the
+    estimate keeps 13 digits, h has an error of 1e-13, and a step's error of 1e-2 one of 1e-15. The largest
+    sum of these found is 7e-13.
     """
     rejections = 0
     for rtol, atol in [(1e-2, 1e-2), (1e-5, 1e-5), (1e-8, 1e-6)]:
@@ -105,16 +108,16 @@ def test_scipy_takes_the_same_steps_to_the_same_solution(name, score):
         largest = np.abs(scipys.y).max()
         np.testing.assert_allclose(np.ravel(ours.x), scipys.y[:, -1], rtol=0, atol=1e-11 * largest)
         rejections += int(ours.rejected)
-    assert rejections > 0  # or nothing was said about what follows one
+    assert rejections > 0  # otherwise the step after a rejection was not tested
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SDES)
 def test_the_solution_is_the_exact_one(name):
-    """x̂ = x/α keeps its place in units of its deviation. A step errs by less than atol + rtol |x|.
+    """x̂ = x/α keeps its z-score. The error of a step is less than atol + rtol |x|.
 
-    Errors made on the way are contracted like x itself, so that all of them add up to less than the number of
-    steps (up to 200 here) times what is allowed at the end, 1e-8 (1 + |x|).
+    Earlier errors are contracted like x itself, so that their sum is less than the number of steps (up to 200
+    here) times the error allowed at the end, 1e-8 (1 + |x|).
     """
     ours, _, begin, sde = solve(name, gaussian_score, 1e-8, 1e-8)
     (mean, std), (mean_begin, std_begin) = (Gaussian().marginal(sde, t) for t in (sde.eps, sde.T))
@@ -123,10 +126,10 @@ def test_the_solution_is_the_exact_one(name):
 
 
 @pytest.mark.usefixtures("x64")
-def test_one_step_errs_by_the_sixth_power_of_h_and_its_estimate_by_the_fifth():
+def test_the_error_of_a_step_has_order_6_and_its_estimate_order_5():
     """On dx/dt = cos(t) x², which is neither linear nor autonomous, so that every order condition counts."""
     sde = SDES["vp"]
-    solver = RK45(rtol=1e3, atol=1e3)  # whatever comes is accepted
+    solver = RK45(rtol=1e3, atol=1e3)  # every step is accepted
 
     def score(x, t):
         return 2 * (sde.drift(x, t) - jnp.cos(t) * x**2) / sde.diffusion(t) ** 2
@@ -148,7 +151,7 @@ def test_one_step_errs_by_the_sixth_power_of_h_and_its_estimate_by_the_fifth():
         exact = 1 / (1 / x + jnp.sin(t) - jnp.sin(t - h))
         return end.accepted, jnp.linalg.norm(end.x - exact), jnp.linalg.norm(estimate)
 
-    # errors from 7e-9 to 1e-12: higher powers of h still count above, rounding below
+    # errors from 7e-9 to 1e-12: above, higher powers of h matter, and below, rounding does
     steps = 0.2 * 0.7 ** np.arange(5)
     accepted, errors, estimates = zip(*map(step, steps), strict=True)
     assert all(accepted)
@@ -158,12 +161,12 @@ def test_one_step_errs_by_the_sixth_power_of_h_and_its_estimate_by_the_fifth():
 
 
 def test_the_tableau_is_consistent():
-    """Rows sum to c, and both formulas' weights to one; 1e-14 is rounding, for sums of numbers up to 12."""
+    """Rows sum to c, and the weights of both formulas to one; up to rounding of sums of numbers up to 12."""
     np.testing.assert_allclose(rk45.A.sum(axis=1), rk45.C, atol=1e-14)
     np.testing.assert_allclose([rk45.A[6].sum(), rk45.B_LOWER.sum()], 1, atol=1e-14)
 
 
-def test_another_tolerance_does_not_compile_and_costs_what_it_asks_for():
+def test_another_tolerance_does_not_recompile_and_costs_more():
     loose = solve("vp", gaussian_score, 1e-3, 1e-3, jnp.float32)
     before = compiled_programs()
     tight = solve("vp", gaussian_score, 1e-5, 1e-5, jnp.float32)
@@ -179,13 +182,13 @@ def test_a_score_that_demands_ever_smaller_steps_ends_with_a_status():
     state, nfe, _, _ = solve("vp", rough, 1e-5, 1e-5, jnp.float32)
     assert state.status == Status.STEP_TOO_SMALL
     assert np.isfinite(state.x).all()
-    # ten rejections or so take h from 0.01 to the spacing of numbers; and few steps come before them
+    # about ten rejections take h from 0.01 to the spacing of numbers, after only a few steps
     assert nfe < 200
 
 
 def test_an_error_that_is_not_a_number_ends_with_a_status():
     def infinite(sde, x, t):
-        return jnp.full_like(x, jnp.finfo(x.dtype).max)  # finite itself; g² of it is not
+        return jnp.full_like(x, jnp.finfo(x.dtype).max)  # finite, but not after multiplication by g²
 
     state, nfe, _, _ = solve("vp", infinite, 1e-5, 1e-5, jnp.float32)
     assert state.status == Status.STEP_TOO_SMALL
@@ -196,7 +199,7 @@ def test_an_error_that_is_not_a_number_ends_with_a_status():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("settings", ["numbers", "arrays"])
 def test_the_state_keeps_its_dtype(dtype, settings):
-    """With settings as numbers, and as arrays of the dtype as the driver gives them."""
+    """With settings as numbers, and as arrays of the dtype, as the driver passes them."""
     as_given = float if settings == "numbers" else functools.partial(jnp.asarray, dtype=dtype)
     for name in SDES:
         sde, solver = jax.tree.map(as_given, (SDES[name], RK45()))
@@ -216,11 +219,11 @@ def test_the_state_keeps_its_dtype(dtype, settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rtol": 0.0}, "rtol = 0.0: allowed is a number > 0; set rtol above zero"),
-        ({"atol": -1e-5}, "atol = -1e-05: allowed is a number > 0; set atol above zero"),
-        ({"rtol": float("nan")}, "rtol = nan: allowed is a number > 0"),
+        ({"rtol": 0.0}, r"rtol must be a number > 0 \(got 0.0\): set rtol above zero"),
+        ({"atol": -1e-5}, r"atol must be a number > 0 \(got -1e-05\): set atol above zero"),
+        ({"rtol": float("nan")}, r"rtol must be a number > 0 \(got nan\)"),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         RK45(**settings)

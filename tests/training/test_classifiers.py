@@ -52,7 +52,7 @@ def test_mnist_gets_a_margin(tmp_path):
 def test_absent_weights_and_images_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m training.classifiers digits"):
         load_forward("digits", tmp_path / "absent.npz")
-    with pytest.raises(ValueError, match=r"--path = .*allowed is a folder that holds train-images"):
+    with pytest.raises(ValueError, match=r"path must be a folder .*train-images-idx3-ubyte.gz"):
         classifiers.labelled_mnist(str(tmp_path), "train")
 
 

@@ -15,8 +15,8 @@ import pytest
 
 import models
 import training
-from tests.training.tiny import init_params, tiny_config, tiny_models
-from training import loop, state_files
+from tests.training.tiny import tiny_config, tiny_network
+from training import state_files
 from training.step import initial_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def tiny(monkeypatch):
     """Training uses a network that compiles at once."""
-    monkeypatch.setattr(loop, "models", tiny_models)
+    monkeypatch.setattr(models, "build", tiny_network)
 
 
 def _train(workdir, config, **options):
@@ -33,7 +33,7 @@ def _train(workdir, config, **options):
 
 
 def _state(workdir, config):
-    blank = initial_state(config.training, init_params(config, jax.random.key(9)))
+    blank = initial_state(config.training, tiny_network(config).init(jax.random.key(9)))
     restored = state_files.restore_newest(workdir / "checkpoints", blank)
     assert restored is not None
     return jax.device_get(restored[0])
@@ -48,7 +48,7 @@ def whole(tmp_path_factory):
     """The state after 40 uninterrupted steps."""
     workdir, config = tmp_path_factory.mktemp("whole"), tiny_config(num_steps=40, checkpoint_every=40)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "models", tiny_models)
+        patch.setattr(models, "build", tiny_network)
         _train(workdir, config)
     return _state(workdir, config)
 
@@ -93,7 +93,8 @@ def test_a_training_of_torn_checkpoints_alone_is_not_started_over(tiny, tmp_path
     _train(tmp_path, tiny_config(num_steps=5))
     _tear(tmp_path / "checkpoints" / "step_00000005")
     message = (
-        r"none of its 1 checkpoints can be read; give another --workdir, or remove .*checkpoints to start"
+        r"can be resumed \(got .*choose another workdir, or remove .*checkpoints to start over, "
+        "since none of the 1 checkpoints there can be read"
     )
     with pytest.raises(ValueError, match=message):
         _train(tmp_path, tiny_config(num_steps=9))
@@ -107,7 +108,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_message(tiny, tmp_path, whole, caps
     config = tiny_config(num_steps=40, checkpoint_every=10)
     steps = []
     _train(tmp_path, config, on_snapshot=lambda step, score_fn: steps.append(step))
-    assert f"checkpoint {torn} cannot be read and is skipped" in capsys.readouterr().out
+    assert f"skipping checkpoint {torn}, which cannot be read: " in capsys.readouterr().out
     assert steps == [20, 30, 40]
     _assert_equal(_state(tmp_path, config), whole)
 
@@ -152,7 +153,9 @@ def test_a_training_killed_before_its_last_file_makes_it(tiny, tmp_path):
 
 def test_fewer_steps_than_were_made_are_refused(tiny, tmp_path):
     _train(tmp_path, tiny_config(num_steps=5))
-    message = r"config.training.num_steps = 4: allowed is 5 or more, .*; raise it, or give another --workdir"
+    message = (
+        r"config.training.num_steps must be at least 5, .* \(got 4\): raise it, or choose another workdir"
+    )
     with pytest.raises(ValueError, match=message):
         _train(tmp_path, tiny_config(num_steps=4))
 
@@ -163,8 +166,8 @@ def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
     config = tiny_config(num_steps=1, learning_rate=0.5)
     config.seed = 7
     message = (
-        r"workdir = .*differs in config.seed = 7 \(there 0\), "
-        r"config.training.learning_rate = 0.5 \(there 0.001\); give another --workdir, or set these back"
+        r"workdir must be a folder that is new or holds a training of this config .*choose another workdir, "
+        r"or set back config.seed = 7 \(there 0\), config.training.learning_rate = 0.5 \(there 0.001\)"
     )
     with pytest.raises(ValueError, match=message):
         _train(tmp_path, config)
@@ -189,18 +192,18 @@ def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
     ],
 )
 def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed, tmp_path):
-    with pytest.raises(ValueError, match=f"config.training.{name} = {value}: allowed is {allowed}; set "):
+    with pytest.raises(ValueError, match=rf"config.training.{name} must be {allowed} \(got {value}\): set "):
         _train(tmp_path / "new", tiny_config(**{name: value}))
     assert not (tmp_path / "new").exists()
 
 
 def test_an_object_store_is_refused():
-    with pytest.raises(ValueError, match=r"workdir = 'gs://bucket/run': allowed is a local folder"):
+    with pytest.raises(ValueError, match=r"workdir must be a local folder \(got 'gs://bucket/run'\)"):
         _train("gs://bucket/run", tiny_config())
 
 
 def test_a_weighting_that_does_not_exist_leaves_no_workdir(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"config.training.weighting = 'none': allowed is one of"):
+    with pytest.raises(ValueError, match=r"config.training.weighting must be one of .* \(got 'none'\)"):
         _train(tmp_path / "new", tiny_config(weighting="none"))
     assert not (tmp_path / "new").exists()
 
@@ -208,7 +211,7 @@ def test_a_weighting_that_does_not_exist_leaves_no_workdir(tiny, tmp_path):
 def test_a_file_is_no_workdir(tiny, tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(
-        ValueError, match="allowed is a folder, new or not; name a folder, or remove the file"
+        ValueError, match=r"workdir must be a folder, new or existing \(got .*or remove the file"
     ):
         _train(tmp_path / "file", tiny_config())
     assert (tmp_path / "file").read_text() == "kept"
@@ -217,7 +220,7 @@ def test_a_file_is_no_workdir(tiny, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, tmp_path):
     config = tiny_config(num_steps=30, checkpoint_every=1, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(
-        FloatingPointError, match=r"the loss is (nan|inf) at step \d+: .*lower config.training"
+        FloatingPointError, match=r"loss at step \d+ must be finite \(got (nan|inf)\): lower config.training"
     ):
         _train(tmp_path, config)
     finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), _state(tmp_path, config).opt_state)
@@ -230,7 +233,9 @@ def test_a_real_network_goes_on_as_uninterrupted(tmp_path):
     for workdir, num_steps in (("whole", 6), ("parts", 3), ("parts", 6)):
         config = tiny_config(num_steps=num_steps)
         config.model.update({"nf": 4, "ch_mult": (1,), "dropout": 0.1})
-        params, metadata = models.restore_params(_train(tmp_path / workdir, config), config)
+        params, metadata = models.restore_params(
+            _train(tmp_path / workdir, config), models.build(config), config
+        )
         assert metadata["step"] == num_steps
         states.append(params)
     _assert_equal(states[0], states[2])

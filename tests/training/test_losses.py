@@ -9,14 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from models import score_of_network
+import models
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from training.losses import EPS_TRAIN, loss_at, score_matching_loss, weight_named
 
 SDES = [VESDE(sigma_max=5.0), VPSDE(), SubVPSDE()]
 IDS = ["ve", "vp", "subvp"]
 MEAN, STD, IMAGES = 0.3, 0.4, 20_000
+
+
+class Silent(nn.Module):
+    def __call__(self, x, label):
+        return jnp.zeros_like(x)
 
 
 def _gaussian_score(sde):
@@ -74,15 +80,12 @@ def test_weightings_change_the_weight_alone(sde, name):
 @pytest.mark.parametrize("sde", SDES, ids=IDS)
 def test_a_wrapped_silent_network_starts_with_loss_one_at_all_times(sde, t):
     """Centred data of deviation sigma_data: the wrap's own guess is right, and every time weighs the same."""
-
-    def silent(x, label):
-        return jnp.zeros_like(x)
-
+    network = models.Network(Silent(), STD)  # pyright: ignore[reportArgumentType]
     data_key, noise_key = jax.random.split(jax.random.key(1))
     images = STD * jax.random.normal(data_key, (IMAGES, 2, 1, 1))
     noise = jax.random.normal(noise_key, images.shape)
     losses = loss_at(
-        lambda x, t: score_of_network(silent, sde, STD, x, t),
+        lambda x, t: network.score(sde, {}, x, t),
         sde,
         images,
         jnp.full(IMAGES, t),
@@ -95,10 +98,10 @@ def test_a_wrapped_silent_network_starts_with_loss_one_at_all_times(sde, t):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("edn", r"config.training.weighting = 'edn': allowed is .*did you mean 'edm'\?"),
+        ("edn", r"^weighting must be one of .* \(got 'edn'\): did you mean 'edm'\?"),
         (
             "edm",
-            r"config.model.sigma_data = None: allowed is a number with 'edm'; set config.model.sigma_data",
+            r"^weighting must be .* without sigma_data \(got 'edm'\): set config.model.sigma_data",
         ),
     ],
 )

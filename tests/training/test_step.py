@@ -14,7 +14,7 @@ import pytest
 
 from data import batches, datasets
 from sde_lib import VPSDE
-from tests.training.tiny import TinyNet, init_params, tiny_config
+from tests.training.tiny import tiny_config, tiny_network
 from training import settings
 from training.step import initial_state, keys, make_step, optimizer
 
@@ -22,8 +22,9 @@ from training.step import initial_state, keys, make_step, optimizer
 def _run(config, steps, state=None):
     """The states after each step, on the host; and the losses."""
     images = datasets.load(config.data)
-    state = state or initial_state(config.training, init_params(config, keys(config.seed)[0]))
-    step_fn, states, losses = make_step(config, TinyNet(), VPSDE()), [jax.device_get(state)], []
+    network = tiny_network(config)
+    state = state or initial_state(config.training, network.init(keys(config.seed)[0]))
+    step_fn, states, losses = make_step(config, network, VPSDE()), [jax.device_get(state)], []
     for _ in range(steps):
         rows = batches.batch_rows(config.seed, int(state.step), config.training.batch_size, len(images))
         state, loss = step_fn(state, jnp.asarray(images[rows]))
@@ -109,7 +110,9 @@ np.savez(sys.argv[1], *jax.tree.leaves(states[-1].params_ema), losses=losses)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"config.training.batch_size = 18: .*the 4 devices; set it to 20"):
+    with pytest.raises(
+        ValueError, match=r"config.training.batch_size must be .*the 4 devices \(got 18\): set it to 20"
+    ):
         settings.check(tiny_config(batch_size=18), devices=4)
 
 

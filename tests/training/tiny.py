@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.tree_util import Partial
 
 import models
+import training
 from configs.vp.digits_adaptive import get_config
-from training import loop
 
 
 class TinyNet(nn.Module):
+    image_size: int
+    num_channels: int
+
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array, *, train: bool = False) -> jax.Array:
         pixels = x.reshape(len(x), -1)
@@ -28,33 +29,20 @@ class TinyNet(nn.Module):
         return nn.Dense(pixels.shape[1])(features).reshape(x.shape)
 
 
-def init_params(config: Any, key: jax.Array) -> Any:
-    size = config.data.image_size
-    return TinyNet().init(key, jnp.zeros((1, size, size, config.data.num_channels)), jnp.zeros(1))["params"]
+def tiny_network(config: Any) -> models.Network:
+    """Takes the place of ``models.build``."""
+    module: Any = TinyNet(config.data.image_size, config.data.num_channels)
+    return models.Network(module, config.model.sigma_data)
 
 
-def score_fn(config: Any, sde: Any, params: Any) -> Partial:
-    def score(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        def network(x: jax.Array, label: jax.Array) -> Any:
-            return TinyNet().apply({"params": params}, x, label)
-
-        return models.score_of_network(network, sde, config.model.sigma_data, x, t)
-
-    return Partial(score, params)
-
-
-# What the loop asks of ``models``
-tiny_models = SimpleNamespace(build=lambda config: TinyNet(), init_params=init_params, score_fn=score_fn)
-
-
-def tiny_config(**training: Any) -> Any:
+def tiny_config(**settings: Any) -> Any:
     config: Any = get_config()
     config.training.update(
-        {"batch_size": 16, "warmup_steps": 4, "log_every": 3, "snapshot_every": 10} | training
+        {"batch_size": 16, "warmup_steps": 4, "log_every": 3, "snapshot_every": 10} | settings
     )
     return config
 
 
 if __name__ == "__main__":
-    loop.models = tiny_models
-    loop.train(tiny_config(num_steps=40, checkpoint_every=4), sys.argv[1], command="test", progress=False)
+    models.build = tiny_network
+    training.train(tiny_config(num_steps=40, checkpoint_every=4), sys.argv[1], command="test", progress=False)

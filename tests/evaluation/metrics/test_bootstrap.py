@@ -1,4 +1,4 @@
-"""Intervals: their weights are Poisson's and the ids', and they hold the truth as often as they say."""
+"""Intervals: their weights are Poisson variables of the ids, and they hold the truth as often as they say."""
 
 import numpy as np
 import pytest
@@ -117,7 +117,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(of, truth):
     # of 40 intervals at 95 % fewer than 33 hold it once in 1,400 times
     assert scipy.stats.binom(40, 0.95).cdf(32) < 1 / 1400
     assert ((low <= truth) & (truth <= high)).sum() >= 33
-    # and not because they are wide: the deviation they claim is that of the 40 figures, which 40 show to 11 %
+    # and not because they are wide: their deviation is that of the 40 figures, which 40 figures show to 11 %
     claimed, shown = (high - low).mean() / (2 * 1.96), ((low + high) / 2).std(ddof=1)
     assert claimed == pytest.approx(shown, rel=0.4)
 

@@ -1,4 +1,4 @@
-"""Feature networks: batching, devices and the kind of array do not show."""
+"""Feature networks: batching, devices and the kind of array do not change the features."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_images_may_be_on_a_device_already(network):
 
 
 def test_devices_share_a_batch():
-    # a process of its own, for there the number of devices can be chosen
+    # in a new process, where the number of devices can be chosen
     program = """
 import jax, numpy as np
 from evaluation.metrics import features
@@ -71,12 +71,12 @@ def test_weights_are_leaves_of_the_function(network):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 8, 8, 1), np.float32), "images.dtype = 'float32': allowed is uint8.*to_uint8"),
+        (np.zeros((2, 8, 8, 1), np.float32), r"images.dtype must be uint8 .*\(got 'float32'\): .*to_uint8"),
         (
             np.zeros((2, 8, 8, 3), np.uint8),
-            r"\(2, 8, 8, 3\): allowed is \(n, 8, 8, 1\).*config.eval.features",
+            r"must be \(n, 8, 8, 1\) .*\(got \(2, 8, 8, 3\)\): choose a feature network",
         ),
-        (np.zeros((8, 8, 1), np.uint8), r"\(8, 8, 1\): allowed is \(n, 8, 8, 1\)"),
+        (np.zeros((8, 8, 1), np.uint8), r"must be \(n, 8, 8, 1\) .*\(got \(8, 8, 1\)\)"),
     ],
 )
 def test_wrong_images_are_refused(network, images, message):
@@ -85,7 +85,7 @@ def test_wrong_images_are_refused(network, images, message):
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match=r"config.eval.features = 'digit'.*did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"features must be .* \(got 'digit'\): did you mean 'digits'"):
         features.load_features("digit")
 
 

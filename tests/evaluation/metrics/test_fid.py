@@ -1,4 +1,4 @@
-"""FID and its moments against closed forms."""
+"""FID and feature statistics against closed forms."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from evaluation.metrics import reference
 from evaluation.metrics.features import load_features
 from evaluation.metrics.fid import (
     Extrapolation,
@@ -14,7 +15,6 @@ from evaluation.metrics.fid import (
     fid,
     frechet_distance,
     load_moments,
-    moments_of_images,
     require_enough_for_line,
     save_moments,
     warn_if_few,
@@ -113,8 +113,8 @@ def test_distance_to_itself_and_to_a_point():
     assert fid(moments(point), moments(point)) == 0
 
 
-def test_reference_implementation(golden_dir):
-    with np.load(golden_dir / "inception" / "metrics.npz") as arrays:
+def test_reference_implementation(golden):
+    with np.load(golden("inception", "metrics.npz")) as arrays:
         expected = json.loads(str(arrays["results"]))["fid"]["frechet_inception_distance"]
         first, second = (Moments.of(arrays[name], SOURCE) for name in ("features_1", "features_2"))
     assert fid(first, second) == pytest.approx(expected, rel=1e-6)
@@ -157,14 +157,14 @@ def test_moments_of_many_vectors_are_taken_in_parts(monkeypatch):
 
 def test_merging_is_for_parts_of_one_set():
     other = dataclasses.replace(SOURCE, split="test")
-    with pytest.raises(ValueError, match="merge moments of parts of one set only"):
+    with pytest.raises(ValueError, match="merge only the statistics of parts of one set"):
         moments(np.eye(2)).merge(moments(np.eye(2), source=other))
 
 
 def test_moments_of_other_features_are_refused_by_name():
     other = dataclasses.replace(SOURCE, features_sha256="11", preprocessing="uint8 / 255", data="theirs")
     with pytest.raises(
-        ValueError, match="features_sha256 = '00' and '11'; preprocessing = 'none' and"
+        ValueError, match="features_sha256 = '11' instead of '00'; preprocessing = 'uint8 / 255' instead of"
     ) as caught:
         fid(moments(np.eye(2)), moments(np.eye(2), source=other))
     assert "features = 'plain'" not in str(caught.value)
@@ -173,20 +173,24 @@ def test_moments_of_other_features_are_refused_by_name():
 
 
 def test_too_few_and_not_finite_are_refused():
-    with pytest.raises(ValueError, match="number of features = 0"):
+    with pytest.raises(ValueError, match=r"number of feature vectors must be at least 1 .got 0"):
         Moments.of(np.zeros((0, 3)), SOURCE)
-    with pytest.raises(ValueError, match="number of samples = 1: allowed is at least 2"):
+    with pytest.raises(ValueError, match=r"count must be at least 2 for a covariance .got 1"):
         fid(Moments.of(np.zeros((1, 3)), SOURCE), moments(np.eye(3)))
-    with pytest.raises(ValueError, match=r"not finite = .1 of 2 in 'made up'"):
+    with pytest.raises(
+        ValueError, match=r"features of 'made up' must be finite numbers .got .NaN or infinity in 1 of 2 vec"
+    ):
         Moments.of(np.array([[0, 1], [np.nan, 1]]), SOURCE)
-    with pytest.raises(ValueError, match="not finite for 'made up'"):
+    with pytest.raises(
+        ValueError, match=r"samples must be finite numbers .got .NaN or infinity for 'made up'"
+    ):
         fid(moments(np.eye(2) * np.nan), moments(np.eye(2)))
 
 
 def test_moments_survive_the_disk(tmp_path):
     network = load_features("digits")
     images, _ = classifiers.labelled_digits()
-    first = moments_of_images(images[:300], network, data="digits", split="first 300")
+    first = reference.compute([images[:300]], network, data="digits", split="first 300")
     save_moments(tmp_path / "moments.npz", first)
     again = load_moments(tmp_path / "moments.npz")
     assert again.source == first.source == Source.of(network, data="digits", split="first 300")
@@ -199,9 +203,9 @@ def test_moments_survive_the_disk(tmp_path):
 def test_digits_are_nearer_to_digits_than_to_noise():
     network = load_features("digits")
     images, _ = classifiers.labelled_digits()
-    halves = [moments_of_images(images[i::2], network, data="digits", split=f"half {i}") for i in (0, 1)]
+    halves = [reference.compute([images[i::2]], network, data="digits", split=f"half {i}") for i in (0, 1)]
     shuffled = np.random.default_rng(8).permuted(images.reshape(-1, 64), axis=1).reshape(images.shape)
-    noise = moments_of_images(shuffled, network, data="noise", split="all")
+    noise = reference.compute([shuffled], network, data="noise", split="all")
     assert 100 * fid(*halves) < fid(noise, halves[0])
 
 
@@ -209,7 +213,7 @@ def test_few_samples_give_a_warning_with_its_reason():
     network = load_features("digits")
     with pytest.warns(UserWarning, match="FID of 48 samples in the 48 dimensions of 'digits'.*singular"):
         warn_if_few(48, network)
-    with pytest.warns(UserWarning, match="biased upwards.*num_samples = 240") as caught:
+    with pytest.warns(UserWarning, match="biased upwards.*raise num_samples to 240") as caught:
         warn_if_few(239, network)
     assert "singular" not in str(caught[0].message)
     warn_if_few(240, network)
@@ -257,6 +261,8 @@ def test_extrapolation_does_not_depend_on_the_pieces():
 
 def test_extrapolation_of_few_samples_is_refused():
     require_enough_for_line(40, 8)
-    message = r"config.eval.fid_infinity = True: allowed is from 40 samples .*num_samples is 39; raise it"
+    message = (
+        r"fid_infinity must be False for 39 samples: a line needs 40, .*got True.: raise num_samples to 40"
+    )
     with pytest.raises(ValueError, match=message):
         require_enough_for_line(39, 8)

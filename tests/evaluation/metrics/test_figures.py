@@ -1,16 +1,19 @@
-"""From shards to figures: the same numbers however the samples came, and the published NFE."""
+"""From shards to figures: the same numbers in whatever order the samples came, and the published NFE."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
+from evaluation.metrics import neighbours
 from evaluation.metrics.features import load_features
-from evaluation.metrics.fid import Extrapolation, Source, fid, moments_of_images
-from evaluation.metrics.figures import check_options, evaluate, nfe_lockstep
+from evaluation.metrics.fid import Extrapolation, Moments, fid
+from evaluation.metrics.figures import evaluate, nfe_lockstep
 from evaluation.metrics.inception_score import inception_score
 from evaluation.metrics.kid import kid
+from evaluation.metrics.measurement import Measurement
 from evaluation.metrics.neighbours import precision_recall
+from evaluation.metrics.reference import compute
 from evaluation.runs.plots import save_grid
 from evaluation.store.samples import Samples, SampleStore
 from training import classifiers
@@ -33,24 +36,23 @@ def some_digits(ids: np.ndarray) -> Samples:
     )
 
 
-def figures(shards, network, reference, num_samples=300, **options):
+def statistics(network, images: np.ndarray, split: str = "all") -> Moments:
+    return compute([images], network, data="digits", split=split)
+
+
+def figures(shards, network, reference, num_samples=300, replicates=0, **options):
+    measurement = Measurement(network=network, reference=reference, replicates=replicates, **options)
     return evaluate(
-        shards,
-        num_samples=num_samples,
-        batch_size=64,
-        evaluations_per_step=2,
-        network=network,
-        reference=reference,
-        **options,
+        shards, num_samples=num_samples, batch_size=64, evaluations_per_step=2, measurement=measurement
     )
 
 
 def test_figures_are_those_of_all_samples_at_once(network):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images[300:], network, data="digits", split="the others")
+    reference = statistics(network, images[300:], "the others")
     samples = some_digits(np.arange(300))
     found = figures([samples[:100], samples[100:101], samples[101:]], network, reference)
-    whole = moments_of_images(images[:300], network, data="digits", split="first 300")
+    whole = statistics(network, images[:300], "first 300")
     assert found["fid"] == pytest.approx(fid(whole, reference), rel=1e-10)
     expected_is = inception_score(network(images[:300])[1])
     assert (found["is_mean"], found["is_std"]) == pytest.approx(expected_is, rel=1e-10)
@@ -65,14 +67,14 @@ def test_figures_are_those_of_all_samples_at_once(network):
 
 def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images, network, data="digits", split="all")
+    reference = statistics(network, images)
     found = []
     for name, pieces in (("at once", 1), ("interrupted", 9)):
         order = np.arange(300) if pieces == 1 else np.random.default_rng(0).permutation(300)
         for ids in np.array_split(order, pieces):
-            with SampleStore(tmp_path / name, identity="a", shard_size=128) as store:
+            with SampleStore(tmp_path / name, config_hash="a", shard_size=128) as store:
                 store.add(some_digits(ids))
-        store = SampleStore(tmp_path / name, identity="a", shard_size=128)
+        store = SampleStore(tmp_path / name, config_hash="a", shard_size=128)
         options = {"replicates": 4, "fid_infinity": True, "compared": lambda: network(images[:20])[0]}
         found.append(figures(store.shards(300), network, reference, **options))
     assert found[0] == found[1]  # bitwise
@@ -80,7 +82,7 @@ def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
 
 def test_optional_figures_are_those_of_the_functions(network):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images, network, data="digits", split="all")
+    reference = statistics(network, images)
     data = network(images[-120:])[0]
     samples = some_digits(np.arange(300))
     shards = [samples[:70], samples[70:130], samples[130:]]
@@ -92,8 +94,7 @@ def test_optional_figures_are_those_of_the_functions(network):
     )
     assert (found["compared"], found["kid"], found["kid_std"]) == (120, *kid(kept, data, block_size=60))
     line = Extrapolation(num_samples=300, reference=reference)
-    source = Source.of(network, data="samples", split="all")
-    line.add(None, features, source)
+    line.add(None, features, Measurement(network=network).source)
     assert found["fid_infinity"] == pytest.approx(line.result(found["fid"]), rel=1e-8)
     # what is there without them is the same to the last bit, and no more
     plain = figures(shards, network, reference)
@@ -109,7 +110,7 @@ def test_optional_figures_are_those_of_the_functions(network):
 
 def test_intervals_are_around_the_figures_and_not_of_the_shards(network):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images, network, data="digits", split="all")
+    reference = statistics(network, images)
     samples = some_digits(np.arange(300))
     whole = figures([samples], network, reference, replicates=16)
     parts = figures([samples[:110], samples[110:]], network, reference, replicates=16)
@@ -126,7 +127,7 @@ def test_intervals_are_around_the_figures_and_not_of_the_shards(network):
 
 def test_no_interval_where_samples_are_too_few(network):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images, network, data="digits", split="all")
+    reference = statistics(network, images)
     with pytest.warns(UserWarning, match="FID of 29 samples"):
         found = figures([some_digits(np.arange(29))], network, reference, num_samples=29, replicates=4)
     assert (found["fid_interval"], found["is_interval"], found["nfe_interval"]) == (None, None, None)
@@ -136,20 +137,22 @@ def test_no_interval_where_samples_are_too_few(network):
 
 
 def test_counts_need_no_feature_network():
-    found = evaluate([some_digits(np.arange(5))], num_samples=5, batch_size=2, evaluations_per_step=1)
+    cost = {"batch_size": 2, "evaluations_per_step": 1, "measurement": None}
+    found = evaluate([some_digits(np.arange(5))], num_samples=5, **cost)
     assert (found["fid"], found["is_mean"], found["is_std"]) == (None, None, None)
     assert found["nfe_mean"] == 22
-    assert not {"fid_interval", "fid_infinity", "kid"} & found.keys()
-    found = evaluate(
-        [some_digits(np.arange(30))],
-        num_samples=30,
-        batch_size=2,
-        evaluations_per_step=1,
-        replicates=4,
-        fid_infinity=True,
-    )
-    assert (found["fid_interval"], found["is_interval"], found["fid_infinity"]) == (None, None, None)
+    assert (found["fid_interval"], found["is_interval"], found["nfe_interval"]) == (None, None, None)
+    assert not {"fid_infinity", "kid"} & found.keys()
+    found = evaluate([some_digits(np.arange(30))], num_samples=30, **cost)
+    assert (found["fid_interval"], found["is_interval"]) == (None, None)
     assert found["nfe_interval"] is not None
+
+
+def test_without_a_reference_there_is_no_fid(network):
+    found = figures([some_digits(np.arange(300))], network, None, replicates=4, fid_infinity=True)
+    assert (found["fid"], found["fid_interval"], found["fid_infinity"]) == (None, None, None)
+    assert found["is_mean"] > 1
+    assert found["is_interval"] is not None
 
 
 def test_lockstep_waits_for_the_slowest_of_each_batch():
@@ -165,49 +168,80 @@ def test_bad_input_is_refused_before_features_are_computed(network):
         yield
 
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images[:50], network, data="digits", split="first 50")
+    reference = statistics(network, images[:50], "first 50")
     other = dataclasses.replace(reference, source=dataclasses.replace(reference.source, features_sha256="00"))
     with pytest.raises(ValueError, match="features_sha256"):
         figures(never(), network, other)
-    with pytest.raises(ValueError, match=r"config.eval.num_samples = 4: allowed is at least 10"):
+    with pytest.raises(ValueError, match=r"num_samples must be at least 10: .*got 4"):
         figures(never(), network, reference, num_samples=4)
-    with pytest.raises(ValueError, match="samples = 5: allowed is 7"):
-        evaluate([some_digits(np.arange(5))], num_samples=7, batch_size=2, evaluations_per_step=1)
-    with pytest.raises(ValueError, match=r"config.eval.fid_infinity = True: allowed is from 240 samples"):
+    with pytest.raises(ValueError, match=r"num_samples must be 5, the number of samples in shards .got 7"):
+        evaluate(
+            [some_digits(np.arange(5))],
+            num_samples=7,
+            batch_size=2,
+            evaluations_per_step=1,
+            measurement=None,
+        )
+    with pytest.raises(ValueError, match=r"fid_infinity must be False for 239 samples: a line needs 240"):
         figures(never(), network, reference, num_samples=239, fid_infinity=True)
-    with pytest.raises(
-        ValueError, match=r"config.eval.compared = 50: allowed is .* to 40, of the 40 samples"
-    ):
+    with pytest.raises(ValueError, match=r"compared must be .* to 40, as there are 40 samples .got 50"):
         figures(never(), network, reference, num_samples=40, compared=lambda: np.zeros((50, 48), np.float32))
 
 
+SHAPE = (8, 8, 1)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "arguments", "message"),
     [
         (
-            {"compared": -1},
-            r"config.eval.compared = -1: allowed is 0 for none, or 4 .* to 300, of the 300 samp",
+            {"num_compared": -1},
+            {},
+            r"compared must be 0 for none, or 4 .* to 300, as there are 300 samples .got -1",
         ),
-        ({"compared": 3}, r"config.eval.compared = 3: allowed is 0 for none, or 4"),
-        ({"compared": 301}, r"config.eval.compared = 301: .* set it to 300, or to 0"),
-        ({"compared": 200, "num_images": 150}, r"to 150, of the 300 samples and 150 images; set it to 150"),
-        ({"fid_infinity": True, "num_features": 64}, r"config.eval.fid_infinity = True: allowed is from 320"),
+        ({"num_compared": 3}, {}, r"compared must be 0 for none, or 4 .*got 3"),
+        ({"num_compared": 301}, {}, r"compared must be .*got 301.: set compared to 300, or to 0"),
+        (
+            {"num_compared": 200},
+            {"num_images": 150},
+            r"to 150, as there are 300 samples and 150 images .got 200",
+        ),
+        ({"fid_infinity": True}, {"num_samples": 239}, r"fid_infinity must be False for 239 samples"),
+        ({}, {"num_samples": 9}, r"num_samples must be at least 10: 2 for .* 10 splits .*got 9"),
+        ({"splits": 400}, {}, r"num_samples must be at least 400: "),
+        (
+            {},
+            {"image_shape": (32, 32, 3)},
+            r"features must be a feature network for images of shape .32, 32, 3. ",
+        ),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message):
+def test_what_cannot_be_measured_is_refused_in_advance(network, options, arguments, message):
+    measurement = Measurement(network=network, **options)
     with pytest.raises(ValueError, match=message):
-        check_options(**{"num_samples": 300, "num_features": 48} | options)
+        measurement.check(**{"num_samples": 300, "image_shape": SHAPE} | arguments)
 
 
-def test_options_that_can_be():
-    check_options(num_samples=3, num_features=48)
-    check_options(num_samples=300, num_features=48, fid_infinity=True, compared=300, num_images=300)
-    check_options(num_samples=4, num_features=48, compared=4)
+def test_a_reference_of_other_features_is_refused_in_advance(network):
+    images, _ = classifiers.labelled_digits()
+    reference = statistics(dataclasses.replace(network, preprocessing="halved"), images[:50])
+    with pytest.raises(ValueError, match=r"reference must be of the same .*preprocessing = 'halved' instead"):
+        Measurement(network=network, reference=reference).check(300, SHAPE)
+
+
+def test_what_can_be_measured_is_not_refused(network):
+    images, _ = classifiers.labelled_digits()
+    Measurement(network=network, num_compared=10).check(10, SHAPE)
+    whole = Measurement(
+        network=network, reference=statistics(network, images), fid_infinity=True, num_compared=300
+    )
+    whole.check(300, SHAPE, num_images=300)
+    neighbours.require_enough(4, 4)
 
 
 def test_few_samples_give_a_warning(network):
     images, _ = classifiers.labelled_digits()
-    reference = moments_of_images(images, network, data="digits", split="all")
+    reference = statistics(network, images)
     with pytest.warns(UserWarning, match="FID of 100 samples"):
         figures([some_digits(np.arange(100))], network, reference, num_samples=100)
 

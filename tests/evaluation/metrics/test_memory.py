@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of samples, and holds one shard of them at a time."""
+"""Memory does not grow with the number of samples, and one shard of them is held at a time."""
 
 import sys
 import time
@@ -11,9 +11,10 @@ import pytest
 from jax.tree_util import Partial
 
 from benchmarks.evaluation import peak_in_new_process
+from evaluation.metrics import reference
 from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.fid import moments_of_images
 from evaluation.metrics.figures import evaluate
+from evaluation.metrics.measurement import Measurement
 from evaluation.store.samples import Samples
 
 
@@ -55,17 +56,19 @@ def test_one_shard_of_fifty_thousand_samples_is_in_memory_at_a_time():
                 time.sleep(0.01)
             alive.append(sum(images() is not None for images in made))
 
-    reference = moments_of_images(shard(0).images, NETWORK, data="noise", split="all")
+    measurement = Measurement(
+        network=NETWORK,
+        reference=reference.compute([shard(0).images], NETWORK, data="noise", split="all"),
+        compared=lambda: NETWORK(shard(0).images[:100])[0],
+        fid_infinity=True,
+        replicates=4,
+    )
     found = evaluate(
         shards(),
         num_samples=50_000,
         batch_size=1,
         evaluations_per_step=1,
-        network=NETWORK,
-        reference=reference,
-        replicates=4,
-        fid_infinity=True,
-        compared=lambda: NETWORK(shard(0).images[:100])[0],
+        measurement=measurement,
     )
     assert len(alive) == 49
     assert max(alive) == 0

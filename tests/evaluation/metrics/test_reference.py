@@ -1,4 +1,4 @@
-"""Reference moments: stored with where they are from, found again, and refused where they do not fit."""
+"""Reference statistics: stored with their source, found again, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from data import datasets
 from evaluation.metrics import reference
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import Moments, fid, save_moments
+from evaluation.metrics.measurement import Measurement
 from evaluation.runs.images import evaluate_images
 
 
@@ -47,7 +48,7 @@ def images():
 
 @pytest.fixture
 def digits(images, tmp_path, monkeypatch):
-    """What evaluation/metrics/reference.py is told of the digits; counts how often they are opened."""
+    """Arguments of ``find`` and ``store`` for the digits, and a list that grows when they are opened."""
     monkeypatch.setattr(reference, "FOLDER", tmp_path / "stored")
     opened = []
 
@@ -110,17 +111,21 @@ def test_moments_of_other_features_or_preprocessing_are_refused(key, digits, tmp
     known = digits[0] | {"given": str(tmp_path / "moments.npz")}
     reference.store(OTHERS[key], **known)
     for use in (reference.find, reference.store):
-        with pytest.raises(ValueError, match=f"features = .{key} = .*allowed is the same features and prep"):
+        with pytest.raises(
+            ValueError, match=f"reference must be of the same features and preprocessing .*got .{key} = "
+        ):
             use(NETWORK, **known)
 
 
 def test_a_file_of_other_data_is_not_overwritten(digits, tmp_path):
     known = digits[0] | {"given": str(tmp_path / "moments.npz")}
     reference.store(NETWORK, **known)
-    message = r"it holds those of \('digits', 'train'\); name another file, or remove this one"
+    message = (
+        r"reference must be a new file.*: choose another file, or remove this one, .*\('digits', 'train'\)"
+    )
     with pytest.raises(ValueError, match=message):
         reference.store(NETWORK, **known | {"split": "test"})
-    # but whoever names a file means it, such as the test set's moments
+    # but a file that is given explicitly is read, such as the test set's statistics
     assert reference.find(NETWORK, **known | {"split": "test"}).source.split == "train"
 
 
@@ -129,14 +134,16 @@ def test_published_layouts_are_read_and_marked_as_unknown(dtype, digits, tmp_pat
     moments = reference.find(NETWORK, **digits[0])
     path = tmp_path / "published.npz"
     np.savez(path, mu=moments.mean.astype(dtype), sigma=moments.covariance.astype(dtype))
-    with pytest.warns(UserWarning, match="does not say what its moments are of: .* is taken on trust"):
+    with pytest.warns(UserWarning, match="does not say what its statistics are of: it is taken on trust"):
         published = reference.load(path, NETWORK)
     assert published.name == "published.npz:unknown:unknown"
     rounding = 256**2 * float(np.finfo(dtype).eps)  # of products of grey levels
     np.testing.assert_allclose(published.covariance, moments.covariance, atol=rounding)
     # six variances whose roots are off by rounding/sqrt(variance), with variances above 1
     assert fid(published, moments) == pytest.approx(0, abs=6 * 2 * 256 * rounding)
-    with pytest.raises(ValueError, match=r"moments of .published.npz. = None: allowed is a number"):
+    with pytest.raises(
+        ValueError, match=r"count must be the number of vectors .* of .published.npz. .got None"
+    ):
         published.merge(published)
 
 
@@ -163,7 +170,7 @@ def test_features_of_the_first_images(images):
     assert np.array_equal(features, images[:150].reshape(150, -1)[:, 20:26])
     assert opened == [100, 100]
     with pytest.raises(
-        ValueError, match=r"config.eval.compared = 1798: allowed is at most 1797, .*in the data"
+        ValueError, match=r"compared must be at most 1797, the number of images in the data .got 1798"
     ):
         reference.first_features([images], NETWORK, count=1798)
 
@@ -176,22 +183,34 @@ def _arrays(**arrays):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_arrays(mu=np.full(6, np.nan), sigma=np.eye(6)), "moments in .* = 'not finite'"),
-        (_arrays(mu=np.zeros(6), sigma=np.diag([1, 1, 1, 1, 1, np.inf])), "moments in .* = 'not finite'"),
-        (_arrays(pool_3=np.full((9, 6), np.nan)), "features that are not finite = .9 of 9 in"),
-        (_arrays(mu=np.zeros(5), sigma=np.eye(5)), r"shapes of .* allowed is \(\(6,\), \(6, 6\)\)"),
-        (_arrays(mu=np.zeros(6), sigma=np.eye(5)), "shapes of mean and covariance"),
-        (_arrays(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))), "'not symmetric'"),
-        (_arrays(pool_3=np.zeros(6)), "shape of pool_3"),
-        (_arrays(pool_3=np.zeros((6, 9)).T), "pool_3 = 'stored by columns': allowed is rows"),
-        (_arrays(pool_3=np.array([{}], object)[None]), "dtype of pool_3 = 'object': allowed is floats"),
-        (_arrays(pool_3=np.zeros((0, 6))), r"shape of pool_3 = \(0, 6\)"),
+        (_arrays(mu=np.full(6, np.nan), sigma=np.eye(6)), "must be a file of finite statistics"),
+        (
+            _arrays(mu=np.zeros(6), sigma=np.diag([1, 1, 1, 1, 1, np.inf])),
+            "must be a file of finite statistics",
+        ),
+        (
+            _arrays(pool_3=np.full((9, 6), np.nan)),
+            "must be finite numbers .got 'NaN or infinity in 9 of 9 vec",
+        ),
+        (_arrays(mu=np.zeros(5), sigma=np.eye(5)), r"6 features of 'pixels' .*mean has the shape \(5,\)"),
+        (_arrays(mu=np.zeros(6), sigma=np.eye(5)), r"6 features of 'pixels' .* the covariance \(5, 5\)"),
+        (
+            _arrays(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))),
+            "a file of statistics with a symmetric cov",
+        ),
+        (_arrays(pool_3=np.zeros(6)), r"shape of pool_3 must be \(n, d\) with n > 0 .got \(6,\)"),
+        (_arrays(pool_3=np.zeros((6, 9)).T), "order of pool_3 must be by rows .got 'by columns'"),
+        (_arrays(pool_3=np.array([{}], object)[None]), "dtype of pool_3 must be a floating-.* .got 'object'"),
+        (_arrays(pool_3=np.zeros((0, 6))), r"shape of pool_3 must be .* .got \(0, 6\)"),
         (_arrays(images=np.zeros(6)), r"holds \['images'\], and neither mu and sigma nor pool_3"),
         (_arrays(mu=np.array([{}], object), sigma=np.eye(6)), "allow_pickle=False"),
         (_arrays(source="{}", count=1, mean=np.zeros(6), scatter=np.eye(6)), "missing .*required"),
-        (_arrays(source="no JSON"), "make it again, or name another"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 and no more"), "make it again, or name another"),
-        (lambda path: None, "allowed is a file of moments; make it by --mode=stats"),
+        (_arrays(source="no JSON"), "compute it again, or choose another file"),
+        (
+            lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
+            "compute it again, or choose another file",
+        ),
+        (lambda path: None, "reference must be a file of statistics .*: choose a file that exists"),
     ],
 )
 def test_files_that_are_no_moments_are_refused(write, message, tmp_path):
@@ -204,7 +223,7 @@ def test_files_that_are_no_moments_are_refused(write, message, tmp_path):
 def test_stored_moments_with_nan_are_refused(digits, tmp_path):
     moments = reference.find(NETWORK, **digits[0])
     save_moments(tmp_path / "bad.npz", dataclasses.replace(moments, mean=moments.mean * np.nan))
-    with pytest.raises(ValueError, match=r"moments in .*bad.npz = 'not finite'"):
+    with pytest.raises(ValueError, match=r"reference must be a file of finite statistics .got .*bad.npz"):
         reference.load(tmp_path / "bad.npz", NETWORK)
 
 
@@ -212,7 +231,7 @@ def test_images_that_are_absent_are_named_with_both_ways_out(digits):
     def absent():
         raise FileNotFoundError("there is no such data set; run tfds build")
 
-    message = "run tfds build. FID needs these images, or moments .* config.eval.reference"
+    message = "run tfds build. FID needs these images or their statistics: set reference"
     with pytest.raises(FileNotFoundError, match=message):
         reference.find(NETWORK, **digits[0] | {"pieces": absent})
 
@@ -225,7 +244,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_features(digits, tm
         raise AssertionError("features were computed")
         yield
 
-    message = "cannot write .*moments.npz: .*name another file by config.eval.reference"
+    message = "cannot write .*moments.npz: .*, or set reference to another file"
     with pytest.raises(OSError, match=message):
         reference.store(NETWORK, **known | {"pieces": never})
 
@@ -244,33 +263,19 @@ def test_a_full_disk_leaves_nothing_behind(digits, monkeypatch):
 
 def test_figures_of_images_are_added_to_the_results(images, digits, tmp_path):
     moments = reference.find(NETWORK, **digits[0])
-    result = evaluate_images(
-        iter([images[:40], images[40:60]]),
-        path="elsewhere.zip",
-        count=60,
-        network=NETWORK,
-        reference=moments,
-        workdir=tmp_path,
-    )
+    measured = {"measurement": Measurement(network=NETWORK, reference=moments), "workdir": tmp_path}
+    pieces = [images[:40], images[40:60]]
+    result = evaluate_images(iter(pieces), path="elsewhere.zip", count=60, **measured)
     assert json.loads((tmp_path / "results.jsonl").read_text()) == result
-    part = reference.compute([images[:40], images[40:60]], NETWORK, data="part", split="first 60")
+    part = reference.compute(pieces, NETWORK, data="part", split="first 60")
     assert result["fid"] == fid(part, moments)
     assert (result["num_samples"], result["images"], result["nfe_mean"]) == (60, "elsewhere.zip", None)
     assert result["reference"] == "digits:train:1797"
-    again = evaluate_images(
-        iter([images[:60]]), path="moved", count=60, network=NETWORK, reference=moments, workdir=tmp_path
-    )
+    again = evaluate_images(iter([images[:60]]), path="moved", count=60, **measured)
     assert again["images_sha256"] == result["images_sha256"]
 
 
 def test_fewer_images_than_splits_are_refused(images, digits, tmp_path):
-    message = "number of images in few = 9: allowed is at least 10, one for each split"
-    with pytest.raises(ValueError, match=message):
-        evaluate_images(
-            iter([images[:9]]),
-            path="few",
-            count=9,
-            network=NETWORK,
-            reference=reference.find(NETWORK, **digits[0]),
-            workdir=tmp_path,
-        )
+    measurement = Measurement(network=NETWORK, reference=reference.find(NETWORK, **digits[0]))
+    with pytest.raises(ValueError, match=r"num_samples must be at least 10: .*got 9"):
+        evaluate_images(iter([images[:9]]), path="few", count=9, measurement=measurement, workdir=tmp_path)

@@ -39,7 +39,7 @@ NETWORK = FeatureNetwork(
 @pytest.fixture
 def stored(folder) -> SampleStore:
     """A store with all samples."""
-    with SampleStore(folder / "samples", identity="a", shard_size=8) as store:
+    with SampleStore(folder / "samples", config_hash="a", shard_size=8) as store:
         store.add(made(np.arange(NUM_SAMPLES)))
     return store
 
@@ -103,7 +103,7 @@ def test_files_that_do_not_hold_the_features_are_passed_over(stored, computed, h
     del computed[:]
     with warnings.catch_warnings(record=True) as said:
         check_gives(features, stored)
-    assert [f"{path} is torn" in str(warning.message) for warning in said] == [True] * (harm == "torn")
+    assert [f"{path} is damaged" in str(warning.message) for warning in said] == [True] * (harm == "torn")
     assert computed == [8]
 
 
@@ -161,3 +161,22 @@ def test_a_bar_where_there_is_more_than_a_batch(stored, capsys, batch_size, inde
     opened(stored, network).fill(NUM_SAMPLES, processes=Processes(index=index))
     said = capsys.readouterr().err
     assert ("features: 100%" in said and "20/20" in said and "image/s" in said) == shown
+
+
+def test_only_what_it_wrote_is_removed(stored):
+    features = opened(stored)
+    features.remove()  # where nothing was written, nothing is an error
+    features.fill(NUM_SAMPLES)
+    own = [features.folder / "notes.txt", features.folder.parent / "mine.npz"]
+    for path in own:
+        path.write_text("a user's own")
+    features.remove()
+    assert names(features.folder, "*") == ["notes.txt"]
+    assert all(path.read_text() == "a user's own" for path in own)
+    own[0].unlink()
+    features.remove()
+    assert not features.folder.exists()
+    own[1].unlink()
+    features.fill(NUM_SAMPLES)
+    features.remove()
+    assert not features.folder.parent.exists()

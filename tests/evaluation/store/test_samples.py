@@ -1,4 +1,4 @@
-"""The sample store: nothing sampled twice, nothing finished lost, nothing torn believed."""
+"""The sample store: nothing is sampled twice, nothing finished is lost, nothing damaged is believed."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ from tests.test_main import ROOT
 
 
 def made(ids) -> Samples:
-    """What a sampler would give for these ids: the same for an id whenever it is asked."""
+    """The samples that a sampler gives for these ids: always the same for an id."""
     ids = np.asarray(ids)
     images = np.stack([np.random.default_rng(int(i)).integers(0, 256, (4, 4, 1)) for i in ids]).astype(
         np.uint8
@@ -45,12 +45,12 @@ def made(ids) -> Samples:
     )
 
 
-def opened(folder, identity="a", shard_size=8) -> SampleStore:
-    return SampleStore(folder, identity=identity, shard_size=shard_size)
+def opened(folder, config_hash="a", shard_size=8) -> SampleStore:
+    return SampleStore(folder, config_hash=config_hash, shard_size=shard_size)
 
 
 def check_holds(folder, num_samples, **arguments):
-    """The store in this folder holds exactly what a sampler gives, in shards and in order."""
+    """Checks that the store in this folder holds exactly a sampler's samples, in shards and in order."""
     shards = list(opened(folder, **arguments).shards(num_samples))
     assert [len(shard) for shard in shards[:-1]] == [8] * (len(shards) - 1)
     expected = made(np.arange(num_samples))
@@ -111,7 +111,7 @@ def test_finished_samples_survive_an_interruption(tmp_path, interruption):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other"])
-def test_torn_shards_are_found_and_made_again(folder, harm):
+def test_damaged_shards_are_found_and_drawn_again(folder, harm):
     with opened(folder) as store:
         store.add(made(np.arange(24)))
     path = folder / "shard_000001.npz"
@@ -121,14 +121,14 @@ def test_torn_shards_are_found_and_made_again(folder, harm):
         {"cut": bytes(content[:-50]), "flip": bytes(content), "empty": b"", "other": b"\0" * 3000}[harm]
     )
     with opened(folder) as store:
-        with pytest.warns(UserWarning, match=r"shard_000001.npz is torn"):
+        with pytest.warns(UserWarning, match=r"shard_000001.npz is damaged"):
             assert np.array_equal(store.missing(24), np.arange(8, 16))
         store.add(made(np.arange(8, 16)))
     check_holds(folder, 24)
 
 
 def packed(ids) -> bytes:
-    return pack({"identity": "a", "shard_size": 8, **vars(made(ids))})
+    return pack({"identity": "a", "shard_size": 8, **vars(made(ids))})  # the config hash has this name there
 
 
 def test_a_single_flipped_bit_anywhere_in_a_shard_is_found():
@@ -158,31 +158,31 @@ def test_a_shard_is_the_same_file_whenever_it_is_made(monkeypatch):
     assert packed([3, 4]) == once
 
 
-def test_a_shard_torn_in_the_midst_of_the_evaluation_is_not_believed(tmp_path):
+def test_a_shard_damaged_in_the_midst_of_the_evaluation_is_not_believed(tmp_path):
     store = opened(tmp_path)
     store.add(made(np.arange(16)))
     shards = store.shards(16)
     next(shards)
     (tmp_path / "shard_000001.npz").write_bytes(b"")
     with (
-        pytest.warns(UserWarning, match="is torn"),
-        pytest.raises(ValueError, match="torn or replaced meanwhile; run the same command again"),
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(ValueError, match="damaged or removed meanwhile: run the same command again"),
     ):
         next(shards)
 
 
 def test_foreign_shards_are_found_and_kept_aside(folder):
-    for identity in ("first", "second"):
-        with warnings.catch_warnings(action="ignore"), opened(folder, identity=identity) as store:
+    for config_hash in ("first", "second"):
+        with warnings.catch_warnings(action="ignore"), opened(folder, config_hash=config_hash) as store:
             store.add(made(np.arange(8)))
-    with opened(folder, identity="ours") as store:
-        with pytest.warns(UserWarning, match="another run .identity second, here ours"):
+    with opened(folder, config_hash="ours") as store:
+        with pytest.warns(UserWarning, match="another config .hash second, here ours"):
             assert len(store.missing(8)) == 8
         store.add(made(np.arange(8)))
-    check_holds(folder, 8, identity="ours")
-    for identity, ending in (("first", ".foreign"), ("second", ".foreign2")):
+    check_holds(folder, 8, config_hash="ours")
+    for config_hash, ending in (("first", ".foreign"), ("second", ".foreign2")):
         (folder / f"shard_000000.npz{ending}").replace(folder / "shard_000000.npz")
-        check_holds(folder, 8, identity=identity)
+        check_holds(folder, 8, config_hash=config_hash)
 
 
 def test_an_unreadable_shard_is_not_made_again(tmp_path):
@@ -194,16 +194,16 @@ def test_an_unreadable_shard_is_not_made_again(tmp_path):
 def test_another_shard_size_is_refused(tmp_path):
     with opened(tmp_path) as store:
         store.add(made(np.arange(8)))
-    with pytest.raises(ValueError, match=r"config.eval.shard_size = 4: allowed is 8.*set it back"):
+    with pytest.raises(ValueError, match=r"shard_size must be 8, .*got 4.: set shard_size back"):
         opened(tmp_path, shard_size=4).missing(4)
-    with pytest.raises(ValueError, match=r"config.eval.shard_size = 0: allowed is at least 1"):
+    with pytest.raises(ValueError, match=r"shard_size must be at least 1 .got 0."):
         opened(tmp_path, shard_size=0)
 
 
 def test_missing_samples_are_not_evaluated(tmp_path):
     store = opened(tmp_path)
     store.add(made(np.arange(5)))
-    with pytest.raises(ValueError, match="samples missing = 1: allowed is none of 6"):
+    with pytest.raises(ValueError, match=r"number of missing samples must be 0 of 6 .*got 1"):
         list(store.shards(6))
 
 
@@ -211,7 +211,7 @@ def test_missing_samples_are_not_evaluated(tmp_path):
 
 
 def claim(folder, number, owner="another-machine.1"):
-    """As another process does."""
+    """Claims a shard as another process does."""
     (folder / f"shard_{number:06d}.claim").write_text(owner)
 
 
@@ -257,7 +257,7 @@ def test_claimed_shards_are_passed_over_and_sampled_if_nobody_else_does(folder):
     assert np.array_equal(ids, [*range(8, 16), *range(32, 37)])
     store.add(made(ids))
     other.add(made(np.arange(16, 24)))
-    # of those that took the others nobody knows: they are not waited for
+    # nothing is known of those that claimed the others, so nobody waits for them
     assert store.any_left(37)
     ids = np.concatenate(list(store.pending(37)))
     assert np.array_equal(ids, [*range(8), *range(24, 32)])
@@ -269,8 +269,9 @@ def test_claimed_shards_are_passed_over_and_sampled_if_nobody_else_does(folder):
 
 def test_who_has_nothing_left_waits_for_those_that_live(tmp_path, monkeypatch):
     store, other = opened(tmp_path), opened(tmp_path)
-    monkeypatch.setattr(claims, "owner", lambda: "another-machine.2")
-    claim(tmp_path, 1)  # and is never heard of again
+    for module in (claims, files):
+        monkeypatch.setattr(module, "owner", lambda: "another-machine.2")
+    claim(tmp_path, 1)  # by a process that is never heard of again
     taken = other.pending(21)
     assert next(taken).tolist() == list(range(8))
     assert next(taken).tolist() == list(range(16, 21))
@@ -282,7 +283,7 @@ def test_who_has_nothing_left_waits_for_those_that_live(tmp_path, monkeypatch):
         now += claims.RENEW
         real_sleep(0.01)  # for files to differ in time
         if now - start < 70:
-            other.add(made([0]))  # which is a sign of life
+            other.add(made([0]))  # a sign of life
         else:
             other.add(made(np.arange(8)))
             other.flush()
@@ -420,7 +421,7 @@ def test_processes_that_write_one_shard_at_once_leave_it_whole(workplace):
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path):
-    """A limit on the size of files stands in for the disk: the first bytes are written, then it refuses."""
+    """A limit on the size of files stands in for a full disk: the first bytes are written, others refused."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     store = opened(tmp_path)
     store.add(made(np.arange(8)))
@@ -458,7 +459,7 @@ def test_a_refused_flush_does_not_hide_the_first_error(tmp_path):
 @pytest.mark.skipif(not os.path.isdir("/sys"), reason="needs a folder that takes no files from anybody")
 def test_a_read_only_place_is_found_before_work_is_spent():
     for path in ("/sys/new", "/sys/new/deeper"):
-        with pytest.raises(OSError, match=rf"cannot write {path}: .*take another --workdir"):
+        with pytest.raises(OSError, match=rf"cannot write {path}: .*use another --workdir"):
             files.work_folder(path)
     with pytest.raises(OSError, match=r"cannot write /sys/new"):
         next(opened("/sys/new").pending(8))
@@ -481,9 +482,11 @@ def test_a_workdir_is_a_folder_that_can_be_reached(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert os.fspath(files.work_folder("~/new")) == str(tmp_path / "new")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"--workdir = '.*/file': allowed is a folder, new or not; name one"):
+    with pytest.raises(ValueError, match=r"--workdir must be a folder, not a file .got '.*/file'.: choose"):
         files.work_folder(str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"--workdir = 'ftp://host/x' cannot be reached .*local or on gs://"):
+    with pytest.raises(
+        ValueError, match=r"--workdir must be a folder that can be reached, local or on gs:// .got 'ftp:"
+    ):
         files.work_folder("ftp://host/x")
 
     def no_client(*_):
@@ -494,7 +497,8 @@ def test_a_workdir_is_a_folder_that_can_be_reached(tmp_path, monkeypatch):
         monkeypatch.setattr(store, "info", no_client)
         monkeypatch.setattr(store, "exists", no_client)
         with pytest.raises(
-            ValueError, match=r"cannot be reached .Please install gcsfs.*; name a local one, or install gcsfs"
+            ValueError,
+            match=r"can be reached.*: use a local folder, or install gcsfs .*.Please install gcsfs",
         ):
             files.work_folder("gs://bucket/new")
 
@@ -508,9 +512,9 @@ def test_a_store_that_refuses_is_explained(monkeypatch):
 
     with memory_for_gs() as store:
         monkeypatch.setattr(store, "open", refuse)
-        with pytest.raises(OSError, match=r"cannot write gs://bucket/.*: 403; .*take another --workdir"):
+        with pytest.raises(OSError, match=r"cannot write gs://bucket/.*: 403; .*use another --workdir"):
             files.create("gs://bucket/folder/file", "")
-        with pytest.raises(OSError, match=r"cannot read gs://bucket/.*: 403; make it readable, or take"):
+        with pytest.raises(OSError, match=r"cannot read gs://bucket/.*: 403; make it readable, or use"):
             opened("gs://bucket/folder").missing(8)
 
 

@@ -1,0 +1,98 @@
+"""The command line of ``main.py``: what is wrong with it is said in one line, with what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+
+import configs
+from configs import base
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = "configs/ve/digits_adaptive.py"
+INPUT_REFUSED = 2  # exit status
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags with absl; a refusal ends the program with status 2.
+
+    A config is looked for in the working directory and then beside ``main.py``. ``--config.KEY=None`` sets a
+    setting back to its default, which ml_collections cannot read.
+    """
+    cleared = [text for text in argv if text.startswith("--config.") and text.endswith("=None")]
+    others = [_with_config_found(argument) for argument in argv if argument not in cleared]
+    try:
+        rest = flags.FLAGS(others)
+    except (KeyError, AttributeError) as error:  # how ml_collections says that a config has no such key
+        said = error.args[0]
+        text = (said.args[0] if isinstance(said, KeyError) else str(said)).replace("\n", ": ")
+        refuse(f"the config has no key {text} configs/base.py lists all keys")
+    except flags.Error as error:
+        refuse(f"{error}; --help lists the flags, configs/base.py the keys of a config with their types")
+    for argument in cleared:
+        _clear(argument.removeprefix("--config.").removesuffix("=None"))
+    return rest
+
+
+def _with_config_found(argument: str) -> str:
+    flag, _, path = argument.partition("=")
+    if flag not in ("--config", "-config"):
+        return argument
+    place = next((place for place in (Path(path), ROOT / path) if place.is_file()), None)
+    if place is None:
+        known = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/*/[!_]*.py"))
+        near = difflib.get_close_matches(path, known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"name one such as {EXAMPLE}"
+        refuse(f"--config must be a config file that exists (got {path!r}): {fix}")
+    try:
+        loads = callable(runpy.run_path(str(place)).get("get_config"))
+        reason = "define a function get_config in it"
+    except Exception as error:  # whatever is wrong with somebody's own file
+        loads, reason = False, f"correct it; {type(error).__name__}: {error}"
+    if not loads:
+        refuse(f"--config must be a Python file with a function get_config (got {path!r}): {reason}")
+    return f"{flag}={place}"
+
+
+def _clear(key: str) -> None:
+    config = flags.FLAGS["config"].value
+    defaults = configs.flat(base.get_config())
+    near = difflib.get_close_matches(key, defaults, n=1)
+    if config is None or key not in defaults:
+        fix = f"did you mean {near[0]!r}?" if near else "choose one of configs/base.py"
+        refuse(f"--config.{key} must be a key of the config (got 'None'): {fix}")
+    if defaults[key] is not None:
+        refuse(f"--config.{key} must be a value (got 'None'): leave it out for {defaults[key]!r}")
+    config.update_from_flattened_dict({key: None})
+
+
+def require_used(mode: str, used: Mapping[str, Collection[str]]) -> None:
+    """Refuses a flag that is given and that this mode does not use.
+
+    Args:
+        mode: the value of ``--mode``.
+        used: mode -> the flags that it uses; flags of no mode are not looked at.
+
+    Raises:
+        ValueError: naming the flag, its value, and the modes that use it.
+    """
+    for flag in sorted(set().union(*used.values()) - set(used[mode])):
+        if flags.FLAGS[flag].present:
+            value, modes = flags.FLAGS[flag].value, [name for name in used if flag in used[name]]
+            shown = repr(value) if isinstance(value, str | int | float | list) else "a config"
+            raise ValueError(
+                f"--{flag} must be absent with --mode={mode} (got {shown}): drop it, or choose "
+                + " or ".join(f"--mode={name}" for name in modes)
+            )
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the program with a one-line message and exit status 2."""
+    print(f"main.py: {message}", file=sys.stderr)
+    sys.exit(INPUT_REFUSED)

@@ -1,0 +1,147 @@
+"""What the modes of ``main.py`` do with a config: each function is one mode, and prints what it made."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+import configs
+import models
+import training
+from configs import tables
+from data import datasets
+from evaluation.runs import images, measurement, profile, run
+from evaluation.runs import reproduce as tables_again
+from evaluation.runs import sweep as cells
+from evaluation.store.files import work_folder
+from evaluation.store.processes import ALONE, Processes
+from sde_lib.checks import require, require_choice, require_count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was given at the command line.
+
+    Attributes:
+        config: the config with its overrides; None for a mode without one.
+        config_path: its file.
+        workdir, checkpoint: as given; None for the default.
+        command: the command line, for the record.
+    """
+
+    config: Any
+    config_path: str | None
+    workdir: str | None
+    checkpoint: str | None
+    command: str
+
+    @property
+    def name(self) -> str:
+        """The config's name, such as "ve/digits_adaptive"."""
+        path = Path(self.config_path or "")
+        return f"{path.parent.name}/{path.stem}"
+
+    def folder(self, last: str) -> epath.Path:
+        """The workdir, by default runs/CONFIG-``last``; refused before any work if it cannot be a folder."""
+        return work_folder(self.workdir or f"runs/{self.name.replace('/', '_')}-{last}")
+
+    def keep_compiled_programs(self) -> None:
+        """Keeps compiled programs on disk, so that a second run and the cells of a sweep start at once."""
+        keep_compiled_programs(self.config.compilation_cache)
+
+
+def keep_compiled_programs(folder: str) -> None:
+    """Makes JAX keep compiled programs in a folder; empty for none."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+
+
+def sample(given: Given, *, measured: bool, profiled: bool, processes: Processes | None) -> None:
+    """Samples a config and, if ``measured``, computes the figures; by one process or several."""
+    given.keep_compiled_programs()
+    processes = processes or ALONE
+    prepared = run.prepare(given.config, name=given.name, checkpoint=given.checkpoint)
+    folder = given.folder(prepared.config_hash[:8])
+    with processes.at(folder) as processes:
+        measure = measurement.from_config(given.config) if measured else None
+        if profiled and processes.is_first:
+            print(profile.record_sampling(prepared, folder))
+        result = run.sample_and_evaluate(prepared, folder, measurement=measure, processes=processes)
+    if not processes.is_first:
+        return print(f"{processes.name} is done; process 0 wrote {folder}/results.jsonl")
+    files = f"{folder}/results.jsonl  {folder}/samples.png"
+    print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
+
+
+def evaluate_images(given: Given, path: str) -> None:
+    """Computes the figures of images from another source."""
+    given.keep_compiled_programs()
+    opened = datasets.open_samples(path, given.config.data)
+    folder = given.folder("images")
+    result = images.evaluate_images(
+        datasets.pieces(opened, limit=given.config.eval.shard_size),
+        path=path,
+        count=opened.count,
+        measurement=measurement.from_config(given.config, num_samples=opened.count),
+        workdir=folder,
+    )
+    print(f"{path}\n{run.summary(result)}\n{folder}/results.jsonl")
+
+
+def sweep(given: Given, products: list[str]) -> None:
+    """Runs every cell of some products of settings."""
+    given.keep_compiled_programs()
+    folder = given.folder("sweep")
+    table = cells.sweep(
+        given.config,
+        products,
+        folder,
+        name=given.name,
+        command=given.command,
+        checkpoint=given.checkpoint,
+        measurement=measurement.from_config(given.config),
+    )
+    print(f"{table}\nwritten to {folder}/sweep.*")
+
+
+def reproduce(
+    given: Given, table: str, *, num_samples: int | None, seeds: int | None, batch_size: int | None
+) -> None:
+    """Runs a table of the paper."""
+    require_choice("--table", table, tables.TABLES)
+    counts = {"num_samples": num_samples, "seeds": seeds, "batch_size": batch_size}
+    require_count(**{f"--{flag}": value for flag, value in counts.items() if value is not None})
+    keep_compiled_programs(configs.load(tables.MODELS["digits_ve"].config).compilation_cache)
+    folder = work_folder(given.workdir or f"runs/table_{table}")
+    text = tables_again.reproduce(table, folder, command=given.command, **counts)
+    print(f"{text}\nwritten to {folder}/table_{table}.*")
+
+
+def store_statistics(given: Given) -> None:
+    """Computes and stores the reference statistics of a config's data."""
+    given.keep_compiled_programs()
+    path, statistics, network = measurement.store_statistics(given.config)
+    print(
+        f"{statistics.name}, features {network.name} {network.sha256[:8]} ({network.preprocessing})\n{path}"
+    )
+
+
+def train(given: Given) -> None:
+    """Trains a config's model, with pictures of its samples on the way."""
+    given.keep_compiled_programs()
+    folder = given.folder("train")
+    picture = run.snapshot(given.config, name=given.name, folder=folder / "snapshots")
+    path = training.train(given.config, folder, on_snapshot=picture, command=given.command)
+    print(f"{path}\nsample from it: python main.py --config={given.config_path} --checkpoint={path}")
+
+
+def convert(given: Given, target: str) -> None:
+    """Writes a checkpoint in this project's format."""
+    source = given.checkpoint or ""
+    require(source != "", "--checkpoint", source, "the checkpoint to convert", "add --checkpoint=PATH")
+    require(target != "", "--out", target, "a folder that does not exist yet", "add --out=DIR")
+    print(models.convert(source, target, given.config, command=given.command))

@@ -1,0 +1,129 @@
+"""One truth for settings: what each key decides, and which solver has it."""
+
+import dataclasses
+
+import pytest
+
+import configs
+import sde_lib
+import solvers
+from configs.base import get_config
+from configs.keys import DECIDES, SAMPLES, TRAINING, WEIGHTS, deciding
+from evaluation.runs.results import config_identity
+from solvers.presets import PREDICTORS, SOLVERS, settings_of
+
+KEYS = [key for key in DECIDES if key.startswith("solver.") and key not in ("solver.name", "solver.denoise")]
+
+# for every setting of a solver, a value that its own solver takes
+VALUES = {
+    "eps_rel": 0.9,
+    "eps_abs": 0.1,
+    "safety": 0.5,
+    "exponent": 0.7,
+    "first_step": 0.02,
+    "norm": "l2",
+    "extrapolate": True,
+    "use_previous": False,
+    "error_estimate": "heun",
+    "noise_on_rejection": "redraw",
+    "num_steps": 12,
+    "grid": "uniform_t",
+    "rho": 5.0,
+    "predictor": "euler_maruyama",
+    "snr": 0.1,
+    "corrector_steps": 2,
+    "eta": 0.5,
+    "order": 2,
+    "rtol": 0.1,
+    "atol": 0.1,
+    "churn": 1.0,
+    "churn_min": 0.1,
+    "churn_max": 10.0,
+    "churn_noise": 1.1,
+}
+
+
+def test_every_key_of_a_config_is_in_the_table_and_no_other():
+    assert configs.flat(get_config()).keys() == DECIDES.keys()
+    assert set().union(*DECIDES.values()) == {SAMPLES, TRAINING, WEIGHTS}
+    assert deciding(WEIGHTS)[0] == "sde.name"
+
+
+def test_what_decides_the_weights_decides_samples_and_training_too():
+    assert set(deciding(WEIGHTS)) < set(deciding(SAMPLES)) & set(deciding(TRAINING))
+
+
+def test_every_solver_key_is_a_placeholder():
+    values = configs.flat(get_config())
+    assert [key for key in KEYS if values[key] is not None] == []
+    assert {key.removeprefix("solver.") for key in KEYS} == VALUES.keys()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_defaults_live_in_the_solvers_class(name):
+    config = get_config()
+    config.solver.name = name
+    assert solvers.from_config(config.solver, config.solver_defaults) == SOLVERS[name]()
+
+
+FOREIGN = [(name, setting) for name in SOLVERS for setting in VALUES if setting not in settings_of(name)]
+OWN = [(name, setting) for name in SOLVERS for setting in VALUES if setting in settings_of(name)]
+
+
+@pytest.mark.parametrize(("name", "setting"), FOREIGN)
+def test_a_setting_that_the_solver_does_not_have_is_refused(name, setting):
+    config = get_config()
+    config.solver.name = name
+    config.solver[setting] = VALUES[setting]
+    owners = ", ".join(other for other in SOLVERS if setting in settings_of(other))
+    with pytest.raises(ValueError, match=r"^config\.solver\.") as refused:
+        solvers.from_config(config.solver)
+    assert str(refused.value) == (
+        f"config.solver.{setting} must be None with config.solver.name = {name!r}, which has no such setting "
+        f"(got {VALUES[setting]!r}): leave it out, or choose a solver that has it: {owners}"
+    )
+
+
+@pytest.mark.parametrize(("name", "setting"), OWN)
+def test_a_setting_that_the_solver_has_reaches_it(name, setting):
+    config = get_config()
+    config.solver.name = name
+    config.solver[setting] = VALUES[setting]
+    solver = solvers.from_config(config.solver)
+    stepper = getattr(solver, "predictor", solver)  # has the grid
+    reached = {
+        "grid": lambda: stepper.grid == solvers.UniformTime(),
+        "rho": lambda: stepper.grid == solvers.Rho(rho=5.0),
+        "predictor": lambda: isinstance(stepper, solvers.EulerMaruyama),
+    }.get(setting, lambda: vars(stepper if hasattr(stepper, setting) else solver)[setting] == VALUES[setting])
+    assert reached()
+
+
+def test_every_setting_of_every_solver_is_a_key():
+    names = {field.name for solver in SOLVERS.values() for field in dataclasses.fields(solver)}
+    assert names | {"rho"} == VALUES.keys()
+    assert all(settings_of(name) <= settings_of("predictor_corrector") for name in PREDICTORS)
+
+
+def test_defaults_of_an_experiment_reach_the_solvers_that_have_them_and_give_way():
+    config = configs.load("ve/digits_adaptive")
+    adaptive = solvers.from_config(config.solver, config.solver_defaults)
+    assert adaptive == solvers.Adaptive(first_step=0.5)
+    config.solver.first_step = 0.1
+    assert solvers.from_config(config.solver, config.solver_defaults) == solvers.Adaptive(first_step=0.1)
+    config.solver.first_step = None
+    config.solver.name = "ddim"
+    assert solvers.from_config(config.solver, config.solver_defaults) == solvers.DDIM()
+
+
+def test_the_identity_holds_what_decides_samples_and_nothing_else():
+    config = configs.load("vp/digits_adaptive")
+    sde = sde_lib.from_config(config.sde)
+    solver = solvers.from_config(config.solver, config.solver_defaults)
+    identity, _ = config_identity(config, sde=sde, solver=solver, checkpoint_sha256="ff")
+    assert identity.keys() - {"checkpoint_sha256"} <= set(deciding(SAMPLES))
+    unused = {"sde.sigma_min", "sde.sigma_max"} | {
+        f"solver.{name}" for name in VALUES.keys() - settings_of("adaptive")
+    }
+    assert set(deciding(SAMPLES)) - unused == identity.keys() - {"checkpoint_sha256"}
+    assert identity["solver.eps_abs"] == 2 / 256
