@@ -27,7 +27,7 @@ MODES = {
     "sweep": "run every cell of --sweep; writes one table and one plot of FID against NFE",
     "reproduce": "run a table of the paper, given by --table, and print it beside the published numbers",
     "stats": "compute the reference statistics of the config's data and store them",
-    "train": "train the config's model; after an interruption it resumes from its last checkpoint",
+    "train": "train the config's model, from --checkpoint if given; resumes after an interruption",
     "convert": "write --checkpoint to --out in this project's format",
 }
 PROCESSES = ("multihost", "coordinator", "num_processes", "process_id", "connect_seconds")
@@ -37,7 +37,7 @@ USED = {
     "sweep": {"config", "workdir", "checkpoint", "sweep"},
     "reproduce": {"workdir", "table", "num_samples", "seeds", "batch_size"},
     "stats": {"config"},
-    "train": {"config", "workdir"},
+    "train": {"config", "workdir", "checkpoint"},
     "convert": {"config", "checkpoint", "out"},
 }
 
@@ -62,7 +62,7 @@ MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes: on 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Without these: HOST:PORT of process 0, a free port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: index of this process, from 0.")
-CONNECT_SECONDS = flags.DEFINE_float("connect_seconds", 50.0, "How long processes wait for each other.")
+CONNECT_SECONDS = flags.DEFINE_float("connect_seconds", 90.0, "How long processes wait for each other.")
 PROFILE = flags.DEFINE_bool(
     "profile", False, "For --mode=eval and sample: first record two seconds of sampling in WORKDIR/profile."
 )
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
 
     given = modes.Given(
         config=CONFIG.value,
-        config_path=config_flags.get_config_filename(flags.FLAGS["config"]),
+        config_path=CONFIG.value and config_flags.get_config_filename(flags.FLAGS["config"]),
         workdir=WORKDIR.value,
         checkpoint=CHECKPOINT.value,
         command=shlex.join(["python", *sys.argv]),

@@ -63,6 +63,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm
     model.checkpoint = placeholder(str)  # path from the project's root or absolute; none yet: train
+    model.mismatch_allowed = ()  # keys that may differ from the checkpoint's training: ("sde.sigma_max",)
     model.nf = 128  # channels at the first resolution
     model.ch_mult = (1, 2, 2, 2)  # channels at each resolution, in multiples of nf
     model.num_res_blocks = 4  # at each resolution

@@ -33,6 +33,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         said = error.args[0]
         text = (said.args[0] if isinstance(said, KeyError) else str(said)).replace("\n", ": ")
         refuse(f"the config has no key {text} configs/base.py lists all keys")
+    except IndexError as error:  # a part of a setting, such as config.model.ch_mult[0]
+        refuse(f"a setting must be given as a whole ({error}): write --config.model.ch_mult='(1, 2, 2)'")
     except flags.Error as error:
         refuse(f"{error}; --help lists the flags, configs/base.py the keys of a config with their types")
     for argument in cleared:

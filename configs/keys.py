@@ -2,7 +2,8 @@
 
 A key that decides the samples is part of the identity of a workdir with samples (evaluation/runs/results.py).
 A key that decides a training is part of the identity of a workdir with a training (training/settings.py). A
-key that decides the weights must have the value with which a checkpoint was trained (models/checkpoints.py).
+key that decides the weights must have the value with which a checkpoint was trained, unless
+``model.mismatch_allowed`` names the key (models/checkpoints.py).
 Keys that decide nothing say how much is sampled, how it is batched, and where files are.
 """
 
@@ -10,18 +11,18 @@ from __future__ import annotations
 
 SAMPLES, TRAINING, WEIGHTS = "samples", "training", "weights"
 
-# A setting of a process or a solver decides the samples only where that process or solver has it, so the
-# identity takes these values from the objects; a solver's defaults are among them.
+# A setting of a process or a solver decides only where that process or solver has it, so the identity of
+# samples takes these values from the objects; a solver's defaults are among them.
 DECIDES: dict[str, tuple[str, ...]] = {
     "seed": (SAMPLES, TRAINING),
     "compilation_cache": (),
     "sde.name": (SAMPLES, TRAINING, WEIGHTS),
-    "sde.sigma_min": (SAMPLES, TRAINING),
-    "sde.sigma_max": (SAMPLES, TRAINING),
-    "sde.beta_min": (SAMPLES, TRAINING),
-    "sde.beta_max": (SAMPLES, TRAINING),
+    "sde.sigma_min": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.sigma_max": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.beta_min": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.beta_max": (SAMPLES, TRAINING, WEIGHTS),
     "sde.eps": (SAMPLES,),  # training has an end time of its own
-    "sde.T": (SAMPLES, TRAINING),
+    "sde.T": (SAMPLES, TRAINING, WEIGHTS),
     "solver.name": (SAMPLES,),
     "solver.denoise": (SAMPLES,),
     "solver.eps_rel": (SAMPLES,),
@@ -52,6 +53,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "solver_defaults.eps_abs": (),
     "model.name": (SAMPLES, TRAINING, WEIGHTS),
     "model.checkpoint": (),  # the hash of its content decides instead
+    "model.mismatch_allowed": (),
     "model.nf": (SAMPLES, TRAINING, WEIGHTS),
     "model.ch_mult": (SAMPLES, TRAINING, WEIGHTS),
     "model.num_res_blocks": (SAMPLES, TRAINING, WEIGHTS),
@@ -72,13 +74,13 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "model.scale_by_sigma": (SAMPLES, TRAINING, WEIGHTS),
     "model.sigma_data": (SAMPLES, TRAINING, WEIGHTS),
     "model.dtype": (SAMPLES, TRAINING),
-    "data.name": (SAMPLES, TRAINING),
+    "data.name": (SAMPLES, TRAINING, WEIGHTS),
     "data.path": (TRAINING,),
     "data.split": (TRAINING,),
     "data.image_size": (SAMPLES, TRAINING, WEIGHTS),
     "data.num_channels": (SAMPLES, TRAINING, WEIGHTS),
-    "data.crop": (TRAINING,),
-    "data.resize": (TRAINING,),
+    "data.crop": (TRAINING, WEIGHTS),
+    "data.resize": (TRAINING, WEIGHTS),
     "data.centered": (SAMPLES, TRAINING, WEIGHTS),
     "data.random_flip": (TRAINING,),
     "data.uniform_dequantization": (TRAINING,),

@@ -15,7 +15,7 @@ from models.ddpm import DDPM
 from models.layers import AnyArray
 from models.ncsnpp import NCSNpp
 from sde_lib import SDE
-from sde_lib.checks import require, require_choice
+from sde_lib.checks import require, require_choice, require_positive
 
 Params = dict[str, Any]  # nested: module name -> ... -> parameter name -> array
 
@@ -165,13 +165,18 @@ def build(config: Any) -> Network:
     fields: dict[str, Any] = {name: _hashable(value) for name, value in model.items() if name in own}
     fields |= {name: data[name] for name in _DATA_FIELDS}
     fields["dtype"] = jnp.dtype(model.dtype)
-    module = kind(**fields)
+    network = Network(kind(**fields), model.sigma_data)
     try:
-        module.check()
+        network.module.check()
+        require_positive(sigma_data=network.sigma_data)
     except ValueError as error:
         group = "data" if str(error).startswith(_DATA_FIELDS) else "model"
         raise ValueError(f"config.{group}.{error}") from None
-    return Network(module, model.sigma_data)
+    try:
+        network.abstract_params()
+    except ValueError as error:  # channels that no normalisation can divide
+        raise ValueError(f"config.model: {error}") from None
+    return network
 
 
 def _hashable(value: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,40 @@ import configs
 from configs import keys
 from models import published_jax, published_torch
 from models.build import Network, Params, build
-from models.weights import Weights, read_fitting
+from models.weights import Weights, listed, read_fitting
 from sde_lib import from_config
-from sde_lib.checks import refusal, require
+from sde_lib.checks import refusal, require, require_choice
 
 KIND = "this project's format"
 SIZES = "sizes.json"  # of a checkpoint's files, in bytes
 ROOT = Path(__file__).resolve().parent.parent
 
+# Where the published checkpoints are, of JAX and of PyTorch (with .pth)
+JAX_PAGE = "https://drive.google.com/drive/folders/10pQygNzF7hOOLwP3q8GiNxSnFRpArUxQ"
+TORCH_PAGE = "https://drive.google.com/drive/folders/1tFmF_uh57O6lx9ggtZT_5LdonVK2cV-e"
+
+# Files of other kinds: what they begin with, what they are, and what to do instead
+_TAKE = "take a checkpoint of the published training runs (docs/checkpoints.md), or train one"
+_NOT_READ = (
+    (r"\x80[\x02-\x05]", "a pickle, such as EDM's network-snapshot-*.pkl, which is not supported", _TAKE),
+    (r".{8}\{\s*\"", "a safetensors file, which is not supported", _TAKE),
+    (
+        r"version https://git-lfs",
+        "a pointer of Git LFS instead of the file itself",
+        "run `git lfs pull` in its repository",
+    ),
+    (
+        r"(?i)\s*<(!doctype|html)",
+        "a web page instead of the file itself",
+        "download it again in a browser, which can confirm a download without a virus scan",
+    ),
+)
+
 
 def describe(config: Any, *, step: int | None, command: str, **more: Any) -> dict[str, Any]:
     """The metadata of a checkpoint: ``config``'s model, data and process, and the command that made it."""
-    model = {name: value for name, value in config.model.to_dict().items() if name != "checkpoint"}
+    of_the_call = ("checkpoint", "mismatch_allowed")
+    model = {name: value for name, value in config.model.to_dict().items() if name not in of_the_call}
     groups = {"model": model, "data": config.data.to_dict(), "sde": config.sde.to_dict()}
     return {**groups, "step": step, "command": command, **more}
 
@@ -135,12 +158,12 @@ def restore_params(
         (params, metadata); the metadata has at least ``format`` and ``step``.
 
     Raises:
-        ValueError: for a checkpoint that is damaged, is of another architecture or another process, or holds
-            weights that are not finite.
+        ValueError: for a checkpoint that is damaged, is of another architecture, another process or other
+            data, or holds weights that are not finite.
     """
+    require_trained_like(path, config)
     expected = network.abstract_params()
     weights = _open(path, expected, raw=raw)
-    _require_same_model(weights.metadata, config, path)
     return read_fitting(weights, expected, path), {**weights.metadata, "format": weights.kind}
 
 
@@ -154,7 +177,8 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
         command: kept in the metadata as what made the new checkpoint.
 
     Returns:
-        The path of the new checkpoint.
+        The path of the new checkpoint. Where the source says what it was trained with, the new one says the
+        same.
 
     Raises:
         ValueError: as for ``load_score_fn``, or if something exists at ``target``.
@@ -177,7 +201,8 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
         "source_sha256": checkpoint_sha256(path),
     }
     described = describe(config, step=metadata["step"], command=command, **origin)
-    return save(target, params, described, force=target.exists())
+    stated = {group: metadata[group] for group in ("model", "data", "sde") if group in metadata}
+    return save(target, params, described | stated, force=target.exists())
 
 
 def checkpoint_sha256(path: Path) -> str:
@@ -206,14 +231,14 @@ def find(path: str | Path) -> Path:
         ValueError: if there is no checkpoint, or more than one.
     """
     given, path = path, Path(path).expanduser()
-    get_one = "see docs/checkpoints.md for where to get one"
+    get_one = _where_to_get(path)
     if not path.exists() and not path.is_absolute():
         path = ROOT / path
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, siblings, n=3)
         allowed = f"an existing file or folder, but there is nothing at {path.absolute()}"
-        fix = f"did you mean {' or '.join(near)}?" if near else get_one
+        fix = f"did you mean {' or '.join(near)}? Otherwise {get_one}" if near else get_one
         raise ValueError(refusal("checkpoint", str(given), allowed, fix))
     path = path.resolve()
     if path.is_file() or _is_own(path):
@@ -224,10 +249,29 @@ def find(path: str | Path) -> Path:
     if inside:
         found = f"holds {len(inside)}: {', '.join(entry.name for entry in inside)}"
         fix = f"choose one, for example --checkpoint={Path(given) / inside[-1].name}"
+    elif any(any(path.glob(f"{place}diffusion_pytorch_model*")) for place in ("", "*/")):
+        found, fix = "is one of diffusers, which is not supported", _TAKE
+    elif any(path.iterdir()):
+        others = sorted(entry.name for entry in path.iterdir())
+        found, fix = f"holds none, only {listed(others, limit=3)}", get_one
     else:
-        found, fix = ("holds none" if any(path.iterdir()) else "is empty"), get_one
+        found, fix = "is empty", get_one
     allowed = f"a checkpoint or a folder with one, but this folder {found}"
     raise ValueError(refusal("checkpoint", str(given), allowed, fix))
+
+
+def _where_to_get(path: Path) -> str:
+    """What to do about an absent checkpoint, as an imperative."""
+    if "assets" in path.parts:
+        return "bring back the shipped ones with `git checkout assets`, or see docs/checkpoints.md"
+    page = TORCH_PAGE if path.suffix == ".pth" else JAX_PAGE
+    published = re.search(r"[^/]+/[^/]+_continuous(?=/)", path.as_posix())
+    if published is None:
+        return "see docs/checkpoints.md for where to get one"
+    return (
+        f"download {path.name} of the folder {published[0]} from {page} and put it there, as "
+        "docs/checkpoints.md says"
+    )
 
 
 def _is_own(path: Path) -> bool:
@@ -242,7 +286,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(16)
+        return file.read(32)
 
 
 def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
@@ -251,11 +295,15 @@ def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
     head = _head(path)
     if head.startswith(published_torch.FIRST_BYTES):
         return published_torch.open_weights(path, expected, raw=raw)
+    for beginning, what, fix in _NOT_READ:
+        if re.match(beginning.encode(), head, re.DOTALL):
+            readable = f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}"
+            raise ValueError(refusal("checkpoint", str(path), f"{readable}, but this is {what}", fix))
     if head.startswith(published_jax.FIRST_BYTES):
         return published_jax.open_weights(path, raw=raw)
     allowed = (
         f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}, but a file of {path.stat().st_size} "
-        f"bytes that begins with {head!r} is none of these"
+        f"bytes that begins with {head[:16]!r} is none of these"
     )
     fix = "copy it again from its source, and see docs/checkpoints.md"
     raise ValueError(refusal("checkpoint", str(path), allowed, fix))
@@ -361,15 +409,42 @@ def _plain(tree: Any) -> Any:
     return tree
 
 
-def _require_same_model(metadata: Mapping[str, Any], config: Any, path: Path) -> None:
-    """Refuses a config that differs from the checkpoint's in a key that decides whether weights fit."""
-    theirs = flatten_dict(dict(metadata), sep=".")
-    ours = json.loads(json.dumps(configs.flat(config)))  # with JSON's types, as theirs
-    differing = [key for key in keys.deciding(keys.WEIGHTS) if key in theirs and theirs[key] != ours.get(key)]
+def require_trained_like(path: Path, config: Any) -> None:
+    """Refuses a config that differs from a checkpoint's in a key that decides whether weights fit.
 
-    there, here = ({f"config.{key}": values.get(key) for key in differing} for values in (theirs, ours))
-    allowed = f"that of the training of checkpoint {path}, which had {there}"
-    require(not differing, "config", here, allowed, "take the config of that training, or another checkpoint")
+    Settings that the config's process does not have are not compared, nor is what the checkpoint does not
+    state; published ones state nothing. Differences in ``config.model.mismatch_allowed`` are wanted.
+
+    Args:
+        path: the checkpoint, as ``find`` returns it.
+        config: the whole config.
+
+    Raises:
+        ValueError: with the keys and both values, and with the value of mismatch_allowed that lets them be.
+    """
+    allowed = tuple(config.model.mismatch_allowed)
+    for key in allowed:
+        require_choice("config.model.mismatch_allowed", key, keys.deciding(keys.WEIGHTS))
+    if not path.is_dir():
+        return
+    theirs = flatten_dict(_read_metadata(path), sep=".")
+    ours = json.loads(json.dumps(configs.flat(config)))  # with JSON's types, as theirs
+    of_process = {f"sde.{name}" for name in ("name", *vars(from_config(config.sde)))}
+    differing = [
+        key
+        for key in keys.deciding(keys.WEIGHTS)
+        if key in theirs and (key in of_process or not key.startswith("sde.")) and theirs[key] != ours[key]
+    ]
+    there, here = ({f"config.{key}": values[key] for key in differing} for values in (theirs, ours))
+    permit = str((*allowed, *(key for key in differing if key not in allowed))).replace("'", '"')
+    require(
+        set(differing) <= set(allowed),
+        "config",
+        here,
+        f"that of the training of checkpoint {path}, which had {there}",
+        "take the config of that training, or another checkpoint; if the difference is wanted, add "
+        f"--config.model.mismatch_allowed='{permit}'",
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models import layers
 from models.layers import AnyArray
-from sde_lib.checks import require, require_choice
+from sde_lib.checks import require, require_choice, require_count, require_positive
 
 
 class NCSNpp(nn.Module):
@@ -80,13 +81,17 @@ class NCSNpp(nn.Module):
             ValueError: naming the field.
         """
         check_common(self)
+        require_positive(fourier_scale=self.fourier_scale)
+        require(
+            0 <= self.init_scale < float("inf"), "init_scale", self.init_scale, "a number >= 0", "set it to 0"
+        )
         require_choice("resblock_type", self.resblock_type, ("biggan", "ddpm"))
         require_choice("progressive", self.progressive, ("none", "output_skip", "residual"))
         require_choice("progressive_input", self.progressive_input, ("none", "input_skip", "residual"))
         require_choice("progressive_combine", self.progressive_combine, ("sum", "cat"))
         require_choice("embedding_type", self.embedding_type, ("fourier", "positional"))
         require(
-            not self.fir or (len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0),
+            not self.fir or (len(self.fir_kernel) >= 2 and 0 < sum(self.fir_kernel) < float("inf")),
             "fir_kernel",
             self.fir_kernel,
             "at least two taps with a sum above zero",
@@ -207,32 +212,32 @@ class NCSNpp(nn.Module):
 
 def check_common(module: Any) -> None:
     """Refuses fields of NCSN++ and DDPM that are out of range; raises ValueError naming the field."""
-    levels = len(module.ch_mult)
-    for name, least in (("nf", 4), ("num_res_blocks", 1)):
-        value = getattr(module, name)
-        require(value >= least, name, value, f"a whole number >= {least}", f"set it to {least} or more")
+    require_count(num_res_blocks=module.num_res_blocks, num_channels=module.num_channels)
+    require(_is_whole(module.nf, 4), "nf", module.nf, "a whole number >= 4", "set it to 4 or more")
     require(
-        levels > 0 and all(m >= 1 for m in module.ch_mult),
+        isinstance(module.ch_mult, tuple) and module.ch_mult and all(_is_whole(m, 1) for m in module.ch_mult),
         "ch_mult",
         module.ch_mult,
         "one whole number >= 1 for each resolution",
         "set it, for example, to (1, 2, 2, 2)",
     )
     require(0 <= module.dropout < 1, "dropout", module.dropout, "a rate in [0, 1)", "set it to 0 for none")
-    require(
-        module.num_channels >= 1,
-        "num_channels",
-        module.num_channels,
-        "a whole number >= 1",
-        "set it to 1 (grey) or 3 (colour)",
-    )
+    levels = len(module.ch_mult)
     factor = 2 ** (levels - 1)
     require(
-        module.image_size >= factor and module.image_size % factor == 0,
+        _is_whole(module.image_size, factor) and module.image_size % factor == 0,
         "image_size",
         module.image_size,
         f"a multiple of {factor}, since {levels} resolutions halve it {levels - 1} times",
         "shorten ch_mult, or choose another image_size",
+    )
+    sizes = [module.image_size // 2**level for level in range(levels)]
+    require(
+        all(size in sizes for size in module.attn_resolutions),
+        "attn_resolutions",
+        module.attn_resolutions,
+        f"among {', '.join(map(str, sizes))}, the sizes at which the network computes",
+        "leave the others out; with () only the smallest size has attention",
     )
     require(
         module.dtype in (jnp.float32, jnp.bfloat16),
@@ -241,6 +246,10 @@ def check_common(module: Any) -> None:
         "float32 or bfloat16",
         "set it to float32",
     )
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def check_images(module: Any, x: AnyArray) -> None:

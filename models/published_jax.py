@@ -24,6 +24,8 @@ KIND = "the published JAX format"
 FIRST_BYTES = tuple(bytes([code]) for code in (*range(0x81, 0x90), 0xDE, 0xDF))  # a map that is not empty
 
 _ARRAY, _SCALAR = 1, 3  # extension types of flax.serialization
+_DTYPES = [f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)][1:]
+_DTYPES += ["bfloat16", "bool"]
 _MAX_NAMES, _MAX_NAME = 4096, 256  # of a map's names, and of a name's bytes: networks have some 100 of 30
 _LIMITS: dict[str, Any] = {
     "max_buffer_size": 1 << 30,  # Flax splits larger arrays
@@ -51,7 +53,7 @@ def open_weights(path: Path, *, raw: bool) -> Weights:
         state = _read(path, {**wanted, "step": None}, without_numbers)
         stored = _leaves(state, place)
         step = None if state.get("step") is None else int(state["step"])
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError, msgpack.UnpackException) as error:
         reason = "it ends inside a value" if isinstance(error, msgpack.OutOfData) else _in_short(error)
         allowed = f"a whole file in {KIND}, but {reason}"
         raise ValueError(
@@ -100,6 +102,8 @@ def _read(path: Path, wanted: dict[str, Any], convert: Any) -> dict[str, Any]:
         if code not in (_ARRAY, _SCALAR):
             return msgpack.ExtType(code, b"")
         shape, dtype, content = msgpack.unpackb(data)
+        if dtype not in _DTYPES or not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"an array has the type {dtype!r:.40} and the shape {shape!r:.40}")
         return convert(np.frombuffer(content, jnp.dtype(dtype)).reshape(shape))
 
     with path.open("rb") as file:

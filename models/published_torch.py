@@ -2,8 +2,9 @@
 
 Since PyTorch 1.6 such a file is a zip archive: one pickle that describes the objects, and the bytes of each
 storage in a member of its own. Before, it was a row of pickles followed by the bytes of the storages. A
-pickle can name any function to be called on loading. Here it gets harmless ones of ours for the few that a
-file of tensors needs, and everything else is refused by name. Tensors are noted, and read on demand.
+pickle is a program for a stack machine, which can name any function to be called on loading. The machine
+here has no means to import or to call: what a pickle names stays a name, and only the three names that
+describe a tensor mean something. Tensors are noted, and read on demand.
 
 In the published checkpoints, layers are numbered in order of use; ours are numbered by kind, in that order.
 """
@@ -11,13 +12,15 @@ In the published checkpoints, layers are numbered in order of use; ours are numb
 from __future__ import annotations
 
 import collections
+import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,25 +35,32 @@ ZIP, LEGACY = (
 )  # what the two kinds of file begin with
 FIRST_BYTES = (ZIP, LEGACY)
 
+# Of a pickle: the published ones have some 500 kB and 50,000 instructions
+_MAX_BYTES, _MAX_INSTRUCTIONS = 1 << 24, 500_000
+_MAX_AXES, _MAX_NUMBER = 32, 2**63  # of a tensor: its axes, and the numbers that describe it
+
 _STORAGE_TYPES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
+    "torch.FloatStorage": "float32",
+    "torch.DoubleStorage": "float64",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
 }
 
 
-# Tuples, since a pickle's instruction BUILD could change the attributes of other objects
+class Foreign(NamedTuple):
+    """Stands for what a pickle names, and for all that it would make of it.
 
+    Attributes:
+        name: with its module, such as "numpy.dtype"; or a fault in words.
+    """
 
-class _StorageType(NamedTuple):
-    dtype: str
+    name: str
 
 
 class Storage(NamedTuple):
@@ -72,76 +82,213 @@ class Tensor(NamedTuple):
 Read = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
 
-def admitted() -> dict[tuple[str, str], Any]:
-    """What a pickle may name, (module, name) -> our stand-in.
+class _Machine:
+    """Reads pickles of PyTorch's that hold containers, plain values and tensors.
 
-    The stand-ins are new at each call: a pickle that changed one would change no later load.
-    """
-
-    def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-        numbers = (offset, *shape, *strides)
-        if not isinstance(storage, Storage) or not all(type(number) is int for number in numbers):
-            raise pickle.UnpicklingError("a tensor is none")
-        return Tensor(storage, offset, tuple(shape), tuple(strides))
-
-    def rebuild_parameter(data: Any, *_: Any) -> Any:
-        return data
-
-    return {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-    } | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()}
-
-
-class _Refused(pickle.UnpicklingError):
-    """The pickle names something that no checkpoint needs."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads a pickle of PyTorch's that holds containers, plain values and tensors, and runs none of it.
+    Everything else is a ``Foreign``, and what the pickle does to it has no effect.
 
     Attributes:
-        storages: those that the pickle refers to, by key.
+        storages: those that the pickles refer to, by key.
     """
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
-        self._admitted = admitted()
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._admitted:
-            raise _Refused(f"{module}.{name}")
-        return self._admitted[module, name]
+    def load(self, file: io.BufferedIOBase) -> Any:
+        """The value of the next pickle in a file, which is left at the pickle's end."""
+        start = file.tell()
+        content = io.BytesIO(file.read(_MAX_BYTES))  # bounds the lengths that instructions declare, too
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        for number, (instruction, argument, _) in enumerate(pickletools.genops(content)):
+            if number >= _MAX_INSTRUCTIONS:
+                raise pickle.UnpicklingError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
+            self._step(instruction, argument)
+        file.seek(start + content.tell())
+        return self._stack.pop()
 
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, storage_type, key, *_ = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"unknown reference {kind!r}")
-        return self.storages.setdefault(str(key), Storage(storage_type.dtype, str(key)))
+    def _step(self, instruction: pickletools.OpcodeInfo, argument: Any) -> None:
+        stack, pop, push = self._stack, self._stack.pop, self._stack.append
+        match instruction.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                self._marks.append(len(stack))
+            case "POP":
+                pop()
+            case "POP_MARK":
+                self._pop_mark()
+            case "DUP":
+                push(stack[-1])
+            case "NONE":
+                push(None)
+            case "NEWTRUE" | "NEWFALSE":
+                push(instruction.name == "NEWTRUE")
+            case "EMPTY_TUPLE":
+                push(())
+            case "TUPLE":
+                push(tuple(self._pop_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple(self._pop(int(instruction.name[-1]))))
+            case "EMPTY_LIST":
+                push([])
+            case "LIST":
+                push(self._pop_mark())
+            case "EMPTY_DICT":
+                push({})
+            case "DICT":
+                items = self._pop_mark()
+                push({})
+                self._set_items(items)
+            case "EMPTY_SET":
+                push(Foreign("a set"))
+            case "FROZENSET":
+                self._pop_mark()
+                push(Foreign("a set"))
+            case "APPEND" | "APPENDS":
+                items = self._pop(1) if instruction.name == "APPEND" else self._pop_mark()
+                if isinstance(stack[-1], list):
+                    stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                self._set_items(self._pop(2) if instruction.name == "SETITEM" else self._pop_mark())
+            case "ADDITEMS":
+                self._pop_mark()
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                push(self._memo[argument])
+            case "GLOBAL":
+                push(Foreign(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                push(Foreign(".".join(self._pop(2))))
+            case "INST":
+                self._pop_mark()
+                push(Foreign(argument.replace(" ", ".", 1)))
+            case "OBJ":
+                push(self._pop_mark()[0])
+            case "REDUCE" | "NEWOBJ":
+                push(_call(*self._pop(2)))
+            case "NEWOBJ_EX":
+                push(self._pop(3)[0])
+            case "BUILD":
+                pop()  # attributes, which nothing here has
+            case "BINPERSID":
+                push(self._storage(*pop()))
+            case "PERSID" | "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER" | "READONLY_BUFFER":
+                raise pickle.UnpicklingError(f"it has the instruction {instruction.name}")
+            case _:
+                push(argument)  # a number, a string or bytes
+
+    def _pop(self, count: int) -> list[Any]:
+        items = self._stack[-count:]
+        del self._stack[-count:]
+        return items
+
+    def _pop_mark(self) -> list[Any]:
+        mark = self._marks.pop()
+        items = self._stack[mark:]
+        del self._stack[mark:]
+        return items
+
+    def _set_items(self, items: list[Any]) -> None:
+        """Adds keys and values to the dictionary on top; other keys than checkpoints have are left out.
+
+        To hash a nested tuple, or many chosen numbers, can take forever.
+        """
+        if isinstance(target := self._stack[-1], dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                if isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**32):
+                    target[key] = value
+
+    def _storage(self, kind: Any, storage_type: Any, key: Any, *_: Any) -> Storage | Foreign:
+        if kind != "storage" or not isinstance(storage_type, Foreign) or not isinstance(key, str | int):
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        if storage_type.name not in _STORAGE_TYPES:
+            return storage_type
+        storage = Storage(_STORAGE_TYPES[storage_type.name], str(key))
+        self.storages.setdefault(storage.key, storage)
+        return storage
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What calling a name would make: a tensor, an empty dictionary, or nothing that is of use."""
+    if not isinstance(function, Foreign) or not isinstance(arguments, tuple):
+        raise pickle.UnpicklingError("it calls something that has no name")
+    match function.name:
+        case "collections.OrderedDict" if not arguments:
+            return {}
+        case "torch._utils._rebuild_tensor_v2":
+            return _tensor(*arguments)
+        case "torch._utils._rebuild_parameter":
+            return arguments[0]
+    return function
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor | Foreign:
+    if isinstance(storage, Foreign):
+        return storage
+    if not isinstance(storage, Storage):
+        raise pickle.UnpicklingError("a tensor has no storage")
+    described = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+    if described and len(shape) <= _MAX_AXES:
+        numbers = (offset, *shape, *strides)
+        if all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers):
+            return Tensor(storage, offset, shape, strides)
+    return Foreign("a shape, strides or an offset that PyTorch does not write")
 
 
 def load_state(path: Path) -> tuple[Any, Read]:
     """The objects in a PyTorch file, with a ``Tensor`` for each tensor, and the function that reads tensors.
 
     Returns:
-        state: as ``torch.load`` would return it, but for the tensors.
+        state: as ``torch.load`` would return it, but for the tensors and for what is ``Foreign``.
         read: from tensors to their arrays, under the same names; raises ValueError, too.
 
     Raises:
-        ValueError: for a file that is damaged, or that names something else than tensors (it is not run).
+        ValueError: for a file that is damaged or is no PyTorch file.
     """
     with path.open("rb") as file:
-        load = _load_zip if file.read(len(ZIP)) == ZIP else _load_legacy
+        is_zip = file.read(len(ZIP)) == ZIP
     try:
-        return load(path)
-    except _Refused as refused:
-        allowed = f"a file of tensors and containers only, but its pickle wants to import {refused}"
-        fix = "nothing was run; do not open it with torch.load either, and get it from a source you trust"
+        state, read_storages = (_load_zip if is_zip else _load_legacy)(path)
+    except _NotPyTorch as error:
+        fix = "take a file of the published training runs (docs/checkpoints.md)"
+        allowed = f"a PyTorch file, but it is a zip archive that holds {error}"
         raise ValueError(refusal("checkpoint", str(path), allowed, fix)) from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         raise _damaged(path, error) from error
+
+    def read(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        by_storage: dict[str, list[str]] = {}
+        for name, tensor in tensors.items():
+            by_storage.setdefault(tensor.storage.key, []).append(name)
+        arrays = {}
+        try:
+            # each storage once, however many tensors share it
+            for names, (content, order) in zip(by_storage.values(), read_storages(by_storage), strict=True):
+                arrays |= {name: _view(content, order, tensors[name]) for name in names}
+        except Exception as error:
+            raise _damaged(path, error) from error
+        return {name: arrays[name] for name in tensors}
+
+    return state, read
+
+
+def refuse_foreign(path: Path, what: str, foreign: Foreign) -> NoReturn:
+    """Raises ValueError for a wanted part of a file that is neither a tensor nor a container."""
+    allowed = f"one of plain tensors, but {what} needs {foreign.name[:80]}"
+    fix = (
+        "nothing was imported or run; get the file from a source you trust, with its weights saved as "
+        "tensors, by state_dict()"
+    )
+    raise ValueError(refusal("checkpoint", str(path), allowed, fix))
+
+
+class _NotPyTorch(Exception):
+    """A zip archive of another kind."""
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
@@ -150,63 +297,68 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(refusal("checkpoint", str(path), allowed, "copy it again from its source"))
 
 
-def _load_zip(path: Path) -> tuple[Any, Read]:
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        if len(pickles) != 1:
-            raise pickle.UnpicklingError("it is a zip archive without a data.pkl")
-        root = pickles[0].removesuffix("/data.pkl")
-        with archive.open(pickles[0]) as file:
-            state = _Unpickler(file).load()
-        byteorder = f"{root}/byteorder"
-        order = ">" if byteorder in archive.namelist() and archive.read(byteorder) != b"little" else "<"
+_ReadStorages = Callable[[Iterable[str]], Iterator[tuple[bytes, Literal["<", ">"]]]]  # bytes and their order
 
-    def read(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return {
-                    name: _view(archive.read(f"{root}/data/{tensor.storage.key}"), order, tensor)
-                    for name, tensor in tensors.items()
-                }
-        except (KeyError, ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise _damaged(path, error) from error
+
+def _load_zip(path: Path) -> tuple[Any, _ReadStorages]:
+    size = path.stat().st_size
+
+    def member(archive: zipfile.ZipFile, name: str, limit: int = size) -> bytes:
+        info = archive.getinfo(name)
+        # PyTorch does not compress; what is compressed could fill the memory
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise pickle.UnpicklingError(f"{name} is compressed")
+        if info.file_size > limit:
+            raise pickle.UnpicklingError(f"{name} has {info.file_size:,} bytes, more than {limit:,}")
+        return archive.read(info)
+
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise _NotPyTorch(listed([name[:40] for name in names], limit=3) or "nothing")
+        root = pickles[0].removesuffix("/data.pkl")
+        state = _Machine().load(io.BytesIO(member(archive, pickles[0], _MAX_BYTES)))
+        byteorder = f"{root}/byteorder"
+        order = ">" if byteorder in names and member(archive, byteorder, 16) != b"little" else "<"
+
+    def read(keys: Iterable[str]) -> Iterator[tuple[bytes, Literal["<", ">"]]]:
+        with zipfile.ZipFile(path) as archive:
+            for key in keys:
+                yield member(archive, f"{root}/data/{key}"), order
 
     return state, read
 
 
-def _load_legacy(path: Path) -> tuple[Any, Read]:
+def _load_legacy(path: Path) -> tuple[Any, _ReadStorages]:
     """PyTorch's format before 1.6: five pickles one after the other, then the bytes of each storage.
 
     The pickles: a magic number, the format's version, facts about the machine, the objects, and the keys of
     the storages in the order of their bytes. Each storage starts with its number of elements, 8 bytes.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(LEGACY)) != LEGACY:
             raise pickle.UnpicklingError("it begins like no PyTorch file")
-        if _Unpickler(file).load() != 1001:
+        machine = _Machine()
+        if machine.load(file) != 1001:
             raise pickle.UnpicklingError("its version is unknown")
-        _Unpickler(file).load()
-        unpickler = _Unpickler(file)
-        state = unpickler.load()
+        machine.load(file)
+        state = machine.load(file)
         places: dict[str, tuple[int, int]] = {}  # key -> offset in the file, length in bytes
-        for key in map(str, _Unpickler(file).load()):
+        for key in map(str, machine.load(file)):
             count = int.from_bytes(file.read(8), "little")
-            places[key] = file.tell(), count * jnp.dtype(unpickler.storages[key].dtype).itemsize
+            places[key] = file.tell(), count * jnp.dtype(machine.storages[key].dtype).itemsize
+            if sum(places[key]) > size:
+                raise EOFError("it ends inside its tensors")
             file.seek(sum(places[key]))
-        if file.tell() > path.stat().st_size:
-            raise EOFError("it ends inside its tensors")
 
-    def read(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        arrays = {}
-        try:
-            with path.open("rb") as file:
-                for name, tensor in tensors.items():
-                    offset, length = places[tensor.storage.key]
-                    file.seek(offset)
-                    arrays[name] = _view(file.read(length), "<", tensor)
-        except (KeyError, ValueError, OSError) as error:
-            raise _damaged(path, error) from error
-        return arrays
+    def read(keys: Iterable[str]) -> Iterator[tuple[bytes, Literal["<", ">"]]]:
+        with path.open("rb") as file:
+            for key in keys:
+                offset, length = places[key]
+                file.seek(offset)
+                yield file.read(length), "<"
 
     return state, read
 
@@ -216,11 +368,14 @@ def _view(content: bytes, order: Literal["<", ">"], tensor: Tensor) -> np.ndarra
     dtype = jnp.dtype(tensor.storage.dtype).newbyteorder(order)
     numbers = np.frombuffer(content, dtype)
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    inside = min((tensor.offset, *tensor.strides, *tensor.shape)) >= 0 and last < len(numbers)
-    if math.prod(tensor.shape) and not inside:
+    if not math.prod(tensor.shape):
+        return np.zeros(tensor.shape, dtype)
+    if last >= len(numbers):
         raise ValueError(f"a tensor goes beyond storage {tensor.storage.key}")
     strides = [stride * dtype.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
+    view = np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
+    # A copy lets go of a storage that holds more; a tensor that repeats its numbers stays as small as these
+    return view.copy() if view.nbytes < len(content) else view
 
 
 def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
@@ -235,23 +390,30 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weigh
         The weights under our names.
 
     Raises:
-        ValueError: for a file that is truncated, that names something else than tensors (it is not run), or
-            that is not such a training state.
+        ValueError: for a file that is truncated, whose weights are something else than tensors (nothing is
+            run), or that is not such a training state.
     """
     state, read_tensors = load_state(path)
     try:
-        model = {name.removeprefix("module."): tensor for name, tensor in state["model"].items()}
-        tensors = {name: tensor for name, tensor in model.items() if name.startswith("all_modules.")}
+        tensors = _layers(_part(path, state, "model"))
         if not raw:
-            tensors = _averaged(tensors, state["ema"]["shadow_params"])
+            tensors = _averaged(tensors, _part(path, state, "ema", "shadow_params"))
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Foreign):
+                refuse_foreign(path, name, tensor)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         theirs = _their_names(shapes, expected)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        keys = listed([*map(repr, state)]) if isinstance(state, dict) else f"a {type(state).__name__}"
-        allowed = (
-            f"a training state with tensors under 'model' and 'ema'/'shadow_params', but it holds {keys}"
-        )
+    except (KeyError, TypeError, AttributeError) as error:
+        held = listed([repr(key)[:60] for key in state]) if isinstance(state, dict) else type(state).__name__
         fix = "take a file of the published training runs (docs/checkpoints.md)"
+        if isinstance(state, dict) and any("all_modules." in str(name) for name in state):
+            fix = (
+                "save {'model': model.state_dict(), 'ema': ema.state_dict(), 'step': step}, not bare weights"
+            )
+        allowed = (
+            f"a training state with tensors under 'model' and 'ema'/'shadow_params', but it holds {held} "
+            f"({type(error).__name__} {str(error)[:60]})"
+        )
         raise ValueError(refusal("checkpoint", str(path), allowed, fix)) from error
 
     def read(names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -259,10 +421,37 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weigh
         return {name: _to_ours(theirs[name], array) for name, array in arrays.items()}
 
     ours = {name: _our_shape(their, shapes[their]) for name, their in theirs.items()}
-    return Weights(KIND, ours, read, {"step": state.get("step")})
+    return Weights(KIND, ours, read, {"step": _step(state.get("step"), read_tensors)})
 
 
-def _averaged(model: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tensor]:
+def _part(path: Path, state: Any, *names: str) -> Any:
+    """The object under nested names; raises KeyError or TypeError where there is none."""
+    for name in ("the file", *names):
+        state = state if name == "the file" else state[name]
+        if isinstance(state, Foreign):
+            refuse_foreign(path, name, state)
+    return state
+
+
+def _layers(model: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without what DataParallel ("module.") and torch.compile ("_orig_mod.") add to names."""
+    plain = {re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", "")): name for name in model}
+    layers = [name for name in plain if re.match(r"all_modules\.\d{1,6}\.\w", name, re.ASCII)]
+    numbers = [int(name.split(".")[1]) for name in layers]
+    if len(plain) != len(model) or numbers != sorted(numbers):
+        raise KeyError("layers in another order than that of their use")
+    return {name: model[plain[name]] for name in layers}
+
+
+def _step(step: Any, read: Read) -> int | None:
+    """The number of training steps, of which some versions make a tensor; None where nothing says it."""
+    if isinstance(step, Tensor):
+        array = read({"step": step})["step"]
+        step = array.item() if array.size == 1 else None
+    return int(step) if isinstance(step, int) or (isinstance(step, float) and step.is_integer()) else None
+
+
+def _averaged(model: dict[str, Any], shadow: Any) -> dict[str, Any]:
     """The moving averages by name; the file lists them in the order of the trained parameters."""
     fixed = {name for name in model if re.fullmatch(r"all_modules\.\d+\.W", name)}  # Fourier frequencies
     trained = [name for name in model if name not in fixed or len(shadow) == len(model)]

@@ -11,7 +11,7 @@ import numpy as np
 
 def is_known(*values: Any) -> bool:
     """Whether all values are plain numbers; settings that JAX traces have no value to check yet."""
-    return all(isinstance(value, int | float) for value in values)
+    return all(isinstance(value, int | float | np.number) for value in values)
 
 
 def refusal(name: str, value: Any, allowed: str, fix: str) -> str:

@@ -72,9 +72,8 @@ class KnownPath:
 
     def with_point(self, h: Time, value: Sample) -> KnownPath:
         """The path with the additional known point B(h) = value."""
-        place = jnp.arange(KNOWN_POINTS) == jnp.argmax(
-            self.distance
-        )  # a free place, or that of the farthest point
+        # a free place, or that of the farthest point
+        place = jnp.arange(KNOWN_POINTS) == jnp.argmax(self.distance)
         return KnownPath(
             distance=jnp.where(place, h, self.distance),
             value=jnp.where(place.reshape(-1, *(1,) * value.ndim), value, self.value),

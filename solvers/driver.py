@@ -47,6 +47,7 @@ from solvers.lanes import (
     idle_lanes,
     run,
 )
+from solvers.progress import bar as progress_bar
 from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
 
 SECONDS_PER_CALL = 0.5  # aim for the length of a call of the compiled loop
@@ -277,7 +278,7 @@ def stream(
         program = Program(lanes=lanes // len(devices), denoising=denoise, output=output, mesh=mesh)
         return _compile_loop(problem, program, jax.eval_shape(functools.partial(idle, lanes=program.lanes)))
 
-    bar = tqdm(total=total, unit="sample", disable=not progress, desc="sampling")
+    bar = progress_bar(total=total, unit="sample", disable=not progress, desc="sampling")
     with bar, out_of_memory_explained(lanes, devices, compiled):
         start = time.perf_counter()
         loop, work = compiled(lanes), idle(lanes=per_device)

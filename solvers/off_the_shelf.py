@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import lineax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from tqdm import tqdm
 
 from sde_lib import SDE, ScoreFn, reverse_drift
 from sde_lib import denoise as tweedie
@@ -30,6 +29,7 @@ from sde_lib.pytrees import register_dataclass
 from solvers.driver import Solution, as_arrays, checked_score_fn
 from solvers.interface import Status
 from solvers.noise import prior_key, sample_key
+from solvers.progress import bar as progress_bar
 from solvers.queues import ids_asked_for
 
 PATH = 1  # index of the key for a sample's Brownian path; its prior has index 0
@@ -152,7 +152,7 @@ def sample(
 
     start = time.perf_counter()
     parts = []
-    with tqdm(total=len(ids), unit="sample", disable=not progress, desc="sampling") as bar:
+    with progress_bar(total=len(ids), unit="sample", disable=not progress, desc="sampling") as bar:
         for batch in batches:
             parts.append(jax.device_get(solve(score_fn, sde, steps, key, batch)))
             bar.update(min(lanes, len(ids) - bar.n))

@@ -23,7 +23,7 @@ jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[..., Path]:
-    """Finds arrays of reference implementations: the small ones are in tests/golden, others beside a checkout."""
+    """Finds arrays of reference implementations: small ones in tests/golden, others beside a checkout."""
     beside = Path(os.environ.get("GOLDEN_DIR", SHARED / "golden"))
 
     def find(*parts: str) -> Path:

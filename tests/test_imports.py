@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"sde_lib"},
     "evaluation.store": {"sde_lib", "solvers"},
     "evaluation.metrics": {"sde_lib", "solvers", "models", "evaluation.store"},
-    "training": {"sde_lib", "configs", "models", "data", "evaluation.store"},
+    "training": {"sde_lib", "configs", "solvers", "models", "data", "evaluation.store"},
     "evaluation.runs": {
         *("sde_lib", "configs", "solvers", "models", "data", "training"),
         *("evaluation.store", "evaluation.metrics"),

@@ -3,28 +3,33 @@
 import gzip
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tests import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 VE = "--config=configs/ve/digits_adaptive.py"
 # as quick as a run gets: five steps a sample
 QUICK = ["--config.solver.name=euler_maruyama", "--config.solver.num_steps=5", "--config.eval.shard_size=16"]
 TIMES = ("samples_per_second", "seconds_compile", "lane_utilization")
+CACHE = f"--config.compilation_cache={ROOT / '.cache' / 'jax'}"  # that of the tests themselves
 
 
 def command(*arguments: object) -> list[str]:
-    cache = f"--config.compilation_cache={ROOT / '.cache' / 'jax'}"
-    return [sys.executable, "main.py", *map(str, arguments), *([cache] if VE in arguments else [])]
+    """For a process that a test ends."""
+    return [sys.executable, "main.py", *map(str, arguments), CACHE]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True)
+    return commands.main(*arguments, *([CACHE] if VE in arguments else []))
 
 
 def results(workdir: Path) -> list[dict]:
@@ -35,74 +40,6 @@ def figures(result: dict) -> dict:
     return {key: value for key, value in result.items() if key not in TIMES}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/ve/digit_adaptive.py"], "did you mean configs/ve/digits_adaptive.py?"),
-        ([VE, "--config.solver.eps_rell=0.1"], 'Did you mean "eps_rel" instead of "eps_rell"?'),
-        ([VE, "--config.solver.eps_rel=small"], "--config.solver.eps_rel=small: could not convert"),
-        ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
-        (
-            [VE, "--config.solver.eps_rel=0"],
-            "config.solver.eps_rel must be a number > 0 (got 0.0): set",
-        ),
-        (
-            [VE, "--config.eval.num_samples=0"],
-            "config.eval.num_samples must be a whole number >= 1 (got 0): set",
-        ),
-        (
-            [VE, "--config.eval.batch_size=-1"],
-            "config.eval.batch_size must be a whole number >= 1 (got -1): ",
-        ),
-        (
-            [VE, "--config.sde.sigma_min=9"],
-            "config.sde.sigma_min must be a level below sigma_max = 5.0 (got 9.0)",
-        ),
-        ([VE, "--config.solver.name=adaptiv"], "did you mean 'adaptive'?"),
-        (
-            [VE, "--mode=evl"],
-            "--mode must be one of 'eval', 'sample', 'sweep', 'reproduce', 'stats', 'train', ",
-        ),
-        (
-            [VE, "--mode=stats", "--profile"],
-            "--profile must be absent with --mode=stats (got True): drop it, or choose --mode=eval or --mode",
-        ),
-        ([VE, "extra"], "arguments must be flags only (got ['extra']): "),
-        ([VE, "--checkpoint=absent"], "checkpoint = 'absent': there is nothing at"),
-        (
-            ["--mode=eval"],
-            "--config must be a config file of configs/ (got None): add --config=configs/",
-        ),
-        (
-            [VE, "--mode=convert"],
-            "--checkpoint must be the checkpoint to convert (got ''): add --checkpoint=PATH",
-        ),
-        (
-            [VE, "--config.solver.name=ddim", "--config.solver.eps_rel=0.9"],
-            "config.solver.eps_rel must be None with config.solver.name = 'ddim', which has no such setting "
-            "(got 0.9): leave it out, or choose a solver that has it: adaptive, adaptive_exponential",
-        ),
-        (
-            [VE, "--mode=train", "--checkpoint=absent"],
-            "--checkpoint must be absent with --mode=train (got 'absent'): drop it, or choose --mode=eval",
-        ),
-        (
-            [VE, "--images=assets", "--num_processes=2"],
-            "--images must be without --profile, and measured by one process (got 'assets'): drop",
-        ),
-        ([VE, "--checkpoint=assets/digits_vp"], "assets/digits_vp"),
-        ([VE, "--config.model.nf=32"], "assets/digits_ve"),
-    ],
-)
-def test_bad_input_is_refused_in_a_line(arguments, message, tmp_path):
-    refused = run(*arguments, f"--workdir={tmp_path}/new")
-    assert refused.returncode == 2
-    assert message in refused.stderr
-    assert refused.stderr.splitlines()[-1].startswith("main.py: ")
-    assert "Traceback" not in refused.stderr
-    assert not list(tmp_path.glob("new/samples/*"))
-
-
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     shutil.copytree(ROOT / "assets" / "digits_ve", tmp_path / "checkpoint")
     largest = max((tmp_path / "checkpoint").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
@@ -110,7 +47,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     largest.write_bytes(content[: len(content) // 2])
     refused = run(VE, *QUICK, f"--checkpoint={tmp_path}/checkpoint", f"--workdir={tmp_path}/new")
     assert refused.returncode == 2
-    assert f"checkpoint {tmp_path}/checkpoint must be a whole folder" in refused.stderr.splitlines()[-1]
+    refusal = refused.stderr.splitlines()[-1]
+    assert "checkpoint must be a whole folder" in refusal
+    assert f"(got '{tmp_path}/checkpoint')" in refusal
     assert "Traceback" not in refused.stderr
 
 
@@ -206,7 +145,42 @@ def test_a_model_is_trained_and_sampled_from(tmp_path):
     assert trained.returncode == 0, trained.stderr
     checkpoint = trained.stdout.splitlines()[0]
     assert list((tmp_path / "train" / "snapshots").glob("*.png"))
-    sampled = run(
-        VE, *QUICK, f"--checkpoint={checkpoint}", "--config.eval.num_samples=24", f"--workdir={tmp_path}/run"
-    )
+    words = shlex.split(trained.stdout.splitlines()[1].removeprefix("sample from it: "))
+    assert words[0] == "python"
+    assert words[-1] == f"--checkpoint={checkpoint}"
+    assert set(training) < set(words)
+    sampled = run(*words[2:], "--config.eval.num_samples=24", f"--workdir={tmp_path}/run")
     assert sampled.returncode == 0, sampled.stderr
+
+
+def test_an_interruption_keeps_what_is_finished_and_has_its_own_status(tmp_path):
+    few = ["--config.eval.num_samples=64", "--config.eval.batch_size=16", f"--workdir={tmp_path}"]
+    slow = ["--config.solver.name=euler_maruyama", "--config.solver.num_steps=3000"]
+    process = subprocess.Popen(
+        command(VE, *few, *slow, "--config.eval.shard_size=16"),
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("samples/shard_*.npz")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("main.py: interrupted; what is finished is kept, and the same")
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("samples/*.claim"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_character_does_not_end_a_run(workdir, encoding):
+    again = subprocess.run(
+        command(VE, *QUICK, "--config.eval.num_samples=24", f"--workdir={workdir}"),
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert {"ascii": b" ? ", "latin-1": b" \xb1 "}[encoding] in again.stdout

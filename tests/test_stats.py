@@ -4,12 +4,17 @@ import zipfile
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from configs.ve.digits_adaptive import get_config
 from data import datasets
+from evaluation.metrics.features import load_features
+from evaluation.metrics.measurement import Measurement
 from evaluation.runs import measurement
 from evaluation.runs import run as evaluation_run
+from evaluation.runs.images import evaluate_images
 from evaluation.store.samples import Samples, SampleStore
+from tests import commands
 from tests.data.sources import png
 from tests.test_main import VE, results, run
 
@@ -45,8 +50,10 @@ def test_images_made_elsewhere_get_the_numbers_of_a_run_with_the_same(moments, t
         prepared, tmp_path / "run", measurement=measurement.from_config(config)
     )
     with zipfile.ZipFile(tmp_path / "elsewhere.zip", "w") as archive:
-        for i, image in enumerate(images):
-            archive.writestr(f"{i:02d}.png", png(image))
+        # Images of an archive are measured in a fixed random order, which the names here undo: the order of
+        # the run's samples decides which splits the Inception Score takes, and the last bits of sums.
+        for place, image in zip(random_order(40), images, strict=True):
+            archive.writestr(f"{place:02d}.png", png(image))
     done = run(
         VE,
         "--config.eval.shard_size=16",
@@ -62,23 +69,60 @@ def test_images_made_elsewhere_get_the_numbers_of_a_run_with_the_same(moments, t
     assert measured["nfe_mean"] is None
 
 
+def random_order(count):
+    return np.random.default_rng(datasets.SHUFFLE_SEED).permutation(count)
+
+
+def test_figures_do_not_depend_on_folders_by_class(tmp_path):
+    """The Inception Score of digits sorted by class used to be 1.1, since each split held one class."""
+    config = get_config()
+    digits, labels = datasets.load(config.data), load_digits(return_X_y=True)[1]
+    measure = Measurement(network=load_features(config.eval.features, None))
+    scores = {}
+    for name, order in (("mixed", np.arange(1797)), ("by_class", np.argsort(labels, kind="stable"))):
+        np.savez(tmp_path / f"{name}.npz", digits[order])
+        opened = datasets.open_samples(f"{tmp_path}/{name}.npz", config.data)
+        pieces = datasets.pieces(opened)
+        found = evaluate_images(
+            pieces, path=name, count=opened.count, measurement=measure, workdir=tmp_path / name
+        )
+        scores[name] = found["is_mean"]
+    assert scores["mixed"] > 7
+    assert abs(scores["by_class"] / scores["mixed"] - 1) < 0.05
+
+
+def test_the_compared_images_are_a_random_part_of_the_data():
+    config = get_config()
+    config.eval.compared = 50
+    measure = measurement.from_config(config)
+    assert measure.compared is not None
+    chosen = datasets.load(config.data)[random_order(1797)[:50]]
+    # the network sees 50 images here and more at once there: sums in another order
+    np.testing.assert_allclose(measure.compared(), measure.network(chosen)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["--images=absent"],
-            "--images = 'absent': allowed is a folder, a .zip or an .npz file that is there",
+            "--images must be an existing folder, .zip or .npz file (got 'absent'): correct",
+        ),
+        (["--images="], "--images must be an existing folder, .zip or .npz file (got ''): correct the path"),
+        (
+            ["--mode=stats", "--config.data.path=/nonexistent"],  # though statistics of digits are stored
+            "config.data.path must be an existing folder, .zip or .npz file (got '/nonexistent'): correct",
         ),
         (
             ["--mode=stats", "--config.data.name=mnist"],
-            "config.data.name = 'mnist': there is no such data set in /nowhere; on a machine with a network "
-            "run: pip install tensorflow; tfds build mnist --file_format=array_record --data_dir=/nowhere",
+            "config.data.name must be a data set that is present in /nowhere (got 'mnist'): on a machine "
+            "with internet access, run: pip install tensorflow; tfds build mnist --file_format=array_record "
+            "--data_dir=/nowhere",
         ),
     ],
 )
-def test_bad_input_is_refused_in_a_line(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", "/nowhere")
-    refused = run(VE, *arguments, f"--workdir={tmp_path}/new")
+def test_bad_input_is_refused_in_a_line(arguments, message):
+    refused = commands.main(VE, *arguments, environment={"TFDS_DATA_DIR": "/nowhere"})
     assert refused.returncode == 2
     assert message in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("main.py: ")

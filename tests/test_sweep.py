@@ -1,9 +1,6 @@
 """Sweeps and the paper's tables on the shipped networks, with few samples and few steps."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,9 @@ from evaluation.metrics.measurement import Measurement
 from evaluation.runs import measurement as measuring
 from evaluation.runs import reproduce as reproducing
 from evaluation.runs import sweep as sweeping
+from tests import commands
 from tests.evaluation.runs.test_tables import lines_of
 
-ROOT = Path(__file__).resolve().parent.parent
 EULER = "solver.name=euler_maruyama solver.num_steps=3,5 seed=0,1"
 # 16 samples say nothing about FID, and are warned of
 pytestmark = pytest.mark.filterwarnings("ignore:FID of")
@@ -112,7 +109,7 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measurement, mo
             ["solver.name=ddim solver.eps_rel=0.1"],
             r"config.solver.eps_rel must be None with config.solver.na",
         ),
-        (["eval.batch_size=8,16"], r"--sweep cell must be one with samples of its own .*batch_size=16"),
+        (["eval.batch_size=8,16"], r"--sweep cell must be one with samples of its own; .*batch_size=16"),
         (["model.checkpoint=absent"], r"checkpoint must .*'absent'"),
         (["sde.name=subvp solver.name=ancestral"], r"sde"),
     ],
@@ -223,14 +220,8 @@ def test_a_table_with_a_setting_out_of_range_samples_nothing(tmp_path, reproduce
     assert not (tmp_path / "new").exists()
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *map(str, arguments)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 def test_the_command_makes_a_table_without_any_checkpoint(tmp_path):
-    done = run("--mode=reproduce", "--table=2", f"--workdir={tmp_path}")
+    done = commands.main("--mode=reproduce", "--table=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "table_2.md").read_text() in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith(("| LSUN", "| FFHQ"))]
@@ -257,6 +248,6 @@ def test_the_command_makes_a_table_without_any_checkpoint(tmp_path):
     ],
 )
 def test_a_bad_command_is_refused(arguments, message):
-    refused = run(*arguments)
+    refused = commands.main(*arguments)
     assert refused.returncode == 2
     assert message in refused.stderr

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
-from tqdm import tqdm
 
 import models
 from data import batches, datasets
@@ -25,6 +24,7 @@ from evaluation.store.files import explained, make_folder, require_writable
 from models import checkpoints
 from sde_lib import ScoreFn, from_config
 from sde_lib.checks import refusal, require
+from solvers.progress import bar as progress_bar
 from training import settings, state_files
 from training.step import Params, Step, TrainState, initial_state, keys, make_step, over_devices
 
@@ -63,8 +63,8 @@ def train(
         progress: whether to show a bar with the loss, images/s and the time left.
 
     Raises:
-        ValueError: for a setting out of range, a checkpoint that does not fit, or a workdir that holds another
-            training.
+        ValueError: for a setting out of range, a checkpoint that does not fit, or a workdir that holds
+            another training.
         FloatingPointError: when the loss is no longer finite; the last checkpoint is from before that.
         OSError: when a file cannot be written; what was saved before stays intact.
     """
@@ -186,11 +186,11 @@ class _Reports:
     """Mean loss and speed of the steps since the last report, on a progress bar and for TensorBoard."""
 
     def __init__(self, workdir: Path, training: Any, *, first: int, progress: bool) -> None:
-        self._bar = tqdm(total=training.num_steps, initial=first, unit="step", disable=not progress)
+        self._bar = progress_bar(total=training.num_steps, initial=first, unit="step", disable=not progress)
         self._batch_size = training.batch_size
         folder = workdir / "tensorboard"
         make_folder(folder)
-        # TensorBoard reads the files in the order of their names. tensorboardX's own SummaryWriter writes from
+        # TensorBoard reads the files in the order of their names. tensorboardX's own SummaryWriter writes in
         # a thread; where the disk is full, that thread ends, and training would wait for it for ever.
         self._path = folder / f"events.out.tfevents.{time.time():.6f}"
         with explained("write", self._path):

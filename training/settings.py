@@ -7,6 +7,8 @@ import numbers
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import configs
 from configs.keys import TRAINING, deciding
 from evaluation.store import workdir as workdirs
@@ -30,7 +32,7 @@ def check(config: Any, *, devices: int) -> None:
         positive = _is_number(value) and 0 < value < math.inf
         require(positive, f"config.training.{name}", value, "a number > 0", "set it above zero")
     steps, rate = training.warmup_steps, training.ema_rate
-    whole = _is_number(steps) and isinstance(steps, numbers.Integral) and steps >= 0
+    whole = _is_number(steps) and isinstance(steps, int | np.integer) and steps >= 0
     require(whole, "config.training.warmup_steps", steps, "a whole number >= 0", "set 0 for no warm-up")
     share = _is_number(rate) and 0 <= rate < 1
     require(share, "config.training.ema_rate", rate, "a rate in [0, 1)", "set 0 for no averaging")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,14 +52,27 @@ def writing(path: Path) -> Iterator[None]:
 
     Orbax and the libraries below it have no common class of errors for a disk that is full or read-only.
     """
+    logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
+    _remove_unfinished(path)
     try:
         yield
     except Exception as error:
-        for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-        reason = str(error).strip().split("\n")[0][:300]
-        code = getattr(error, "errno", None) or errno.EIO
-        raise OSError(code, f"cannot write checkpoint {path}: {reason}; {FIXES['write']}") from error
+        _remove_unfinished(path)  # its space may be what the other files lack
+        said = re.search(r"os_error_code='(\d+)'", str(error))  # by tensorstore
+        code = int(said[1]) if said else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error).strip().split("\n")[0][:300]
+        text = f"cannot write checkpoint {path}: {reason}; {FIXES['write']}"
+        raise OSError(code or errno.EIO, text) from error
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    """Each of orbax's threads logs the traceback of an error that ``save`` raises too, some of them later."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _remove_unfinished(path: Path) -> None:
+    for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def restore_newest(folder: Path, blank: TrainState) -> tuple[TrainState, dict[str, Any]] | None:

@@ -13,6 +13,7 @@ import math
 import warnings
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -39,8 +40,10 @@ class Source:
         features: name of the feature network.
         features_sha256: SHA-256 of its weights.
         preprocessing: what it does to uint8 images first, in words.
-        data: name of the data set, or "samples".
+        data: name of the data set with its crop and resize, or "samples".
         split: the part of it, such as "all" or "train".
+        image_size, num_channels: of the images; None where they do not matter.
+        content: fingerprint of the images, as by ``data.datasets.fingerprint``; None if it is not known.
     """
 
     features: str
@@ -48,17 +51,33 @@ class Source:
     preprocessing: str
     data: str
     split: str
+    image_size: int | None = None
+    num_channels: int | None = None
+    content: str | None = None
 
     @classmethod
-    def of(cls, network: FeatureNetwork, *, data: str, split: str) -> Source:
-        """The network's features of this part of this data."""
+    def of(cls, network: FeatureNetwork, **described: Any) -> Source:
+        """The network's features of the data that ``described`` identifies, as by ``data.datasets.describe``."""
         return cls(
             features=network.name,
             features_sha256=network.sha256,
             preprocessing=network.preprocessing,
-            data=data,
-            split=split,
+            **described,
         )
+
+    @classmethod
+    def read(cls, text: str) -> Source:
+        """Reads the JSON that a file of statistics holds.
+
+        Raises:
+            ValueError: for JSON without some of the attributes, as in files of earlier versions.
+        """
+        said = json.loads(text)
+        names = [field.name for field in dataclasses.fields(cls)]
+        absent = [name for name in names if name not in said]
+        if absent:
+            raise ValueError(f"it is from an earlier version: it does not give the {', '.join(absent)} of its data")
+        return cls(**said)
 
 
 def require_comparable(samples: Source, reference: Source) -> None:
@@ -192,13 +211,17 @@ def save_moments(path: Path, moments: Moments) -> None:
 
 
 def load_moments(path: Path) -> Moments:
-    """Reads what ``save_moments`` wrote."""
+    """Reads what ``save_moments`` wrote.
+
+    Raises:
+        ValueError: for a file of an earlier version, which does not identify its data.
+    """
     with np.load(path, allow_pickle=False) as file:
         return Moments(
             count=int(file["count"]),
-            mean=file["mean"],
-            scatter=file["scatter"],
-            source=Source(**json.loads(str(file["source"]))),
+            mean=file["mean"].astype(np.float64),
+            scatter=file["scatter"].astype(np.float64),
+            source=Source.read(str(file["source"])),
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import re
 import sys
 import urllib.error
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.store import files
 from evaluation.store.files import atomic_file, make_folder
 from models import published_torch
 from sde_lib.checks import refusal, require
@@ -59,7 +59,7 @@ def load(weights: str | None, expected: Mapping[str, Mapping[str, Any]]) -> tupl
 
 def cache_folder() -> Path:
     """The folder of the weights: $XDG_CACHE_HOME/gotta-go-fast/inception, by default below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gotta-go-fast" / "inception"
+    return files.cache_folder("inception")
 
 
 def find(weights: str | None) -> Path:
@@ -124,13 +124,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays in a PyTorch file, under their names there.
 
     Raises:
-        ValueError: for a damaged file, or one with another checksum than its name says.
+        ValueError: for a damaged file, one with another checksum than its name says, or one that holds
+            something else than tensors (nothing is run).
     """
     _check_named_sha256(path)
     state, read_tensors = published_torch.load_state(path)
-    named = state.items() if isinstance(state, dict) else ()
+    named = state if isinstance(state, dict) else {"the file": state}
+    for name, value in named.items():
+        if isinstance(value, published_torch.Foreign):
+            published_torch.refuse_foreign(path, str(name)[:80], value)
     return read_tensors(
-        {name: tensor for name, tensor in named if isinstance(tensor, published_torch.Tensor)}
+        {name: tensor for name, tensor in named.items() if isinstance(tensor, published_torch.Tensor)}
     )
 
 

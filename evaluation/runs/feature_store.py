@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 
 from etils import epath
-from tqdm import tqdm
 
 from evaluation.metrics.features import FeatureNetwork, Features
 from evaluation.store.archives import pack, unpack
@@ -22,6 +21,7 @@ from evaluation.store.claims import Claims
 from evaluation.store.files import atomic_file, read_file, remove_unfinished, version
 from evaluation.store.processes import ALONE, Processes
 from evaluation.store.samples import Samples, SampleStore
+from solvers import progress
 
 
 class FeatureStore:
@@ -63,7 +63,7 @@ class FeatureStore:
         missing = num_samples * sum(map(lacks, numbers)) // len(numbers)
         total = -(-missing // processes.count)  # of this process, about
         shown = processes.is_first and total > self._network.batch_size
-        bar = tqdm(total=total, unit="image", disable=not shown, desc="features")
+        bar = progress.bar(total=total, unit="image", disable=not shown, desc="features")
 
         def after_batch(count: int) -> None:
             bar.update(count)

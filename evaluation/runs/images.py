@@ -37,8 +37,8 @@ def evaluate_images(
         pieces: the images in their order.
         path: where they are from, for the record.
         count: number of images.
-        measurement: what to measure. Images in an order of their own (by class, for example) do not form
-            random sets of growing size, so no FID can be extrapolated from them.
+        measurement: what to measure. Images that are sorted (by class, for example) must be shuffled first,
+            as by ``data.datasets.open_samples``: each split of the Inception Score takes a run of them.
         workdir: made if it is not there.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,31 @@ def store_statistics(given: Given) -> None:
 
 
 def train(given: Given) -> None:
-    """Trains a config's model, with pictures of its samples on the way."""
+    """Trains a config's model, from a checkpoint if one is given, with pictures of its samples on the way."""
     given.keep_compiled_programs()
     folder = given.folder("train")
     picture = run.snapshot(given.config, name=given.name, folder=folder / "snapshots")
-    path = training.train(given.config, folder, on_snapshot=picture, command=given.command)
-    print(f"{path}\nsample from it: python main.py --config={given.config_path} --checkpoint={path}")
+    path = training.train(
+        given.config, str(folder), checkpoint=given.checkpoint, on_snapshot=picture, command=given.command
+    )
+    print(f"{path}\nsample from it: {sampling_command(given.command, path)}")
+
+
+def sampling_command(training_command: str, checkpoint: Path) -> str:
+    """The command that samples from a trained checkpoint, with the config and overrides of its training.
+
+    Example:
+        >>> sampling_command("python main.py --mode train --config=a.py --config.seed=1", Path("/w/new"))
+        'python main.py --config=a.py --config.seed=1 --checkpoint=/w/new'
+    """
+    kept, arguments = [], iter(shlex.split(training_command))
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        if flag.removeprefix("-").removeprefix("-") not in ("mode", "workdir", "checkpoint"):
+            kept.append(argument)
+        elif not equals:
+            next(arguments)  # the flag's value
+    return shlex.join([*kept, f"--checkpoint={checkpoint}"])
 
 
 def convert(given: Given, target: str) -> None:

@@ -13,7 +13,7 @@ from configs.tables import METHODS, MODELS, TABLES, Table
 from evaluation.metrics.measurement import Measurement
 from evaluation.runs import measurement, tables
 from evaluation.runs.run import Run, prepare
-from evaluation.runs.sweep import cells_bar, checked, measured, with_settings
+from evaluation.runs.sweep import cells_bar, measured, with_settings
 from models import checkpoints
 
 Key = tuple[str, str, float | None]  # model, method and eps_rel of a cell
@@ -56,10 +56,7 @@ def reproduce(
         config, checkpoint, _ = found[cell.model]
         settings = {**own, **cell.settings, "seed": seed}
         settings |= {f"solver.{key}": value for key, value in steps.items()}
-        prepared = prepare(
-            with_settings(config, settings), name=MODELS[cell.model].config, checkpoint=checkpoint
-        )
-        return checked(prepared)
+        return prepare(with_settings(config, settings), name=MODELS[cell.model].config, checkpoint=checkpoint)
 
     runs = {
         i: [run(cell, seed) for seed in range(seeds or cell.seeds)]

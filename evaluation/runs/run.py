@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 import configs
@@ -79,7 +80,8 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     """Checks a config and finds its checkpoint.
 
     Raises:
-        ValueError: for a setting out of range or an absent checkpoint.
+        ValueError: for a setting out of range, a solver that does not serve the process, or an absent
+            checkpoint.
     """
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
@@ -87,6 +89,9 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     require_count(**{f"config.eval.{key}": config.eval[key] for key in counts})
     require_seed("config.seed", config.seed)
     require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
+    shape = configs.image_shape(config)
+    # a solver refuses a process that it does not serve; here no numbers are computed
+    jax.eval_shape(lambda key: solver.init(sde, key, shape, jnp.float32), jax.random.key(0))
     network = models.build(config)
     given = checkpoint or config.model.checkpoint
     require(
@@ -98,6 +103,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
         "published ones are",
     )
     path = checkpoints.find(given)
+    checkpoints.require_trained_like(path, config)
     weights = checkpoints.provenance(path)
     sha256 = weights["checkpoint_sha256"]
     identity, config_hash = results.config_identity(config, sde=sde, solver=solver, checkpoint_sha256=sha256)

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 import configs
@@ -22,6 +20,7 @@ from evaluation.metrics.measurement import Measurement
 from evaluation.runs import results, tables
 from evaluation.runs.run import Run, prepare, sample_and_evaluate
 from sde_lib.checks import refusal, require
+from solvers import progress
 
 EXAMPLE = '--sweep="solver.name=adaptive solver.eps_rel=0.02,0.05 seed=0,1,2"'
 WORDS = {"true": True, "false": False}
@@ -64,8 +63,7 @@ def sweep(
     )
     cells = list(dict.fromkeys(cell for product in products for cell in cells_of(product, config)))
     runs = {
-        cell: checked(prepare(with_settings(config, dict(cell)), name=name, checkpoint=checkpoint))
-        for cell in cells
+        cell: prepare(with_settings(config, dict(cell)), name=name, checkpoint=checkpoint) for cell in cells
     }
     _require_different(runs)
     rows: dict[Cell, list[dict[str, Any]]] = {}
@@ -141,16 +139,6 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
     return copy
 
 
-def checked(run: Run) -> Run:
-    """The run, after its solver has accepted its process, as it does at the first step of sampling.
-
-    Raises:
-        ValueError: from a solver that does not serve this process.
-    """
-    jax.eval_shape(lambda key: run.solver.init(run.sde, key, run.image_shape, jnp.float32), jax.random.key(0))
-    return run
-
-
 def _require_different(runs: Mapping[Cell, Run]) -> None:
     owners: dict[str, Cell] = {}
     for cell, run in runs.items():
@@ -170,7 +158,7 @@ def _words(cell: Cell) -> str:
 
 def cells_bar(total: int, unit: str) -> tqdm:
     """A progress bar over the cost of all cells; without smoothing, because cells take seconds or hours."""
-    return tqdm(
+    return progress.bar(
         total=total, unit=unit, desc="cells", unit_scale=unit != "cell", smoothing=0, disable=total == 0
     )
 

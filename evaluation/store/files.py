@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Hashable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import fsspec.config
@@ -30,6 +31,14 @@ fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 def is_local(path: epath.PathLike) -> bool:
     """Whether a path is on a file system, rather than on an object store."""
     return "://" not in os.fspath(path)
+
+
+def cache_folder(name: str) -> Path:
+    """The folder in which results of this name are kept for all runs: $XDG_CACHE_HOME/gotta-go-fast/NAME.
+
+    Without XDG_CACHE_HOME it is below ~/.cache.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gotta-go-fast" / name
 
 
 def work_folder(path: str) -> epath.Path:

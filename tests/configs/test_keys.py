@@ -1,6 +1,7 @@
 """One truth for settings: what each key decides, and which solver has it."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,13 @@ def test_every_key_of_a_config_is_in_the_table_and_no_other():
 
 
 def test_what_decides_the_weights_decides_samples_and_training_too():
-    assert set(deciding(WEIGHTS)) < set(deciding(SAMPLES)) & set(deciding(TRAINING))
+    assert set(deciding(WEIGHTS)) < set(deciding(TRAINING))
+    assert set(deciding(WEIGHTS)) - {"data.crop", "data.resize"} < set(deciding(SAMPLES))
+
+
+def test_weights_belong_to_their_process_and_data():
+    process = {f"sde.{name}" for name in get_config().sde} - {"sde.eps"}
+    assert process | {"data.name", "data.crop", "data.resize"} < set(deciding(WEIGHTS))
 
 
 def test_every_solver_key_is_a_placeholder():
@@ -90,7 +97,7 @@ def test_a_setting_that_the_solver_has_reaches_it(name, setting):
     config.solver.name = name
     config.solver[setting] = VALUES[setting]
     solver = solvers.from_config(config.solver)
-    stepper = getattr(solver, "predictor", solver)  # has the grid
+    stepper: Any = getattr(solver, "predictor", solver)  # has the grid
     reached = {
         "grid": lambda: stepper.grid == solvers.UniformTime(),
         "rho": lambda: stepper.grid == solvers.Rho(rho=5.0),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -148,6 +149,20 @@ def test_pieces_are_all_images_in_order_and_few_at_a_time():
         read=lambda i: np.zeros((1024, 1024, 3), np.uint8),
     )
     assert len(next(datasets.pieces(large))) == 2**26 // (3 * 2**20)
+
+
+def test_any_part_of_shuffled_images_is_like_the_whole():
+    images = datasets.open_images(_data())
+    by_level = np.argsort(datasets.load(_data()).mean((1, 2, 3)), kind="stable")
+    ordered = dataclasses.replace(images, read=lambda i: images.read(int(by_level[i])))
+    shuffled = datasets.shuffled(ordered)
+    (piece,) = datasets.pieces(shuffled)
+    assert sorted(map(bytes, piece)) == sorted(map(bytes, datasets.load(_data())))  # each once
+    means = np.array([part.mean() for part in np.array_split(piece, 10)])
+    deviation = np.concatenate(list(datasets.pieces(ordered))).mean((1, 2, 3)).std() / np.sqrt(179)
+    assert np.abs(means - piece.mean()).max() < 4 * deviation
+    held = next(datasets.pieces(datasets.shuffled(datasets.held(ordered))))
+    np.testing.assert_array_equal(held, piece)
 
 
 def test_training_from_a_disk_goes_on_as_uninterrupted_from_memory(tmp_path, monkeypatch):

@@ -196,6 +196,18 @@ def test_other_configs_share_a_published_network(name):
             {"sde": "ve", "scale_by_sigma": True},
             r"config.model.scale_by_sigma must be False with embedding_type='positional'.*='fourier'",
         ),
+        ({"ch_mult": (1.5, 2)}, r"config.model.ch_mult must be one whole number >= 1 .* \(got \(1.5, 2\)\)"),
+        ({"ch_mult": (0, 2)}, r"config.model.ch_mult must be one whole number >= 1 .* \(got \(0, 2\)\)"),
+        ({"nf": 48}, r"config.model: channels must be a multiple .* \(got 144\): choose nf and ch_mult so"),
+        ({"num_res_blocks": 0}, r"config.model.num_res_blocks must be a whole number >= 1 \(got 0\)"),
+        (
+            {"attn_resolutions": (5,)},
+            r"config.model.attn_resolutions must be among 8, 4, the .* \(got \(5,\)\)",
+        ),
+        ({"sigma_data": 0.0}, r"config.model.sigma_data must be a number > 0 \(got 0.0\)"),
+        ({"sigma_data": math.nan}, r"config.model.sigma_data must be a number > 0 \(got nan\)"),
+        ({"fourier_scale": -1.0}, r"config.model.fourier_scale must be a number > 0 \(got -1.0\)"),
+        ({"init_scale": -1.0}, r"config.model.init_scale must be a number >= 0 \(got -1.0\)"),
         ({"name": "ddpm", "nf": 48}, r"config.model.nf must be a multiple of 32 for DDPM.* \(got 48\)"),
         ({"name": "ddpm", "fir": True}, r"config.model.fir must be False with config.model.name='ddpm'"),
     ],
@@ -203,6 +215,17 @@ def test_other_configs_share_a_published_network(name):
 def test_bad_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         models.build(tiny.config(**options))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"nf": np.int32(2)}, {"num_res_blocks": np.int64(0)}, {"ch_mult": (np.float32(1.5),)}]
+)
+def test_numbers_of_numpy_are_checked_too(fields):
+    common: dict[str, Any] = {"image_size": np.int32(8), "num_channels": np.int64(1), "centered": True}
+    common |= {"nf": np.int32(4), "ch_mult": (np.int8(1),), "num_res_blocks": 1, "attn_resolutions": ()}
+    models.NCSNpp(**common).check()
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        models.NCSNpp(**common | fields).check()
 
 
 def test_images_of_another_size_are_refused():

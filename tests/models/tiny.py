@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ class _Storage:
         self.key, self.type, self.size = key, type_, size
 
 
-class _Tensor:
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
+class Tensor:
+    """What PyTorch writes as a tensor; ``strides`` are those that the file states, if not the true ones."""
+
+    def __init__(self, array: np.ndarray, strides: tuple[int, ...] | None = None) -> None:
+        self.array, self.strides = array, strides
 
 
 class _Pickler(pickle.Pickler):
@@ -81,34 +84,44 @@ class _Pickler(pickle.Pickler):
         return ("storage", obj.type, obj.key, "cuda:0", obj.size) if isinstance(obj, _Storage) else None
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, _Tensor):
+        if not isinstance(obj, Tensor):
             return NotImplemented
         # stored transposed and after three other numbers, like a view into a larger storage
         stored = np.ascontiguousarray(obj.array.transpose())
         key = str(len(self._members))
         self._members[key] = np.full(3, 9, np.float32).tobytes() + stored.tobytes()
         storage = _Storage(key, self._torch.FloatStorage, stored.size + 3)
-        strides = tuple(s // 4 for s in stored.transpose().strides)
+        strides = obj.strides or tuple(s // 4 for s in stored.transpose().strides)
         return self._torch._utils._rebuild_tensor_v2, (storage, 3, obj.array.shape, strides, False, {})
 
 
 def write_torch(
-    path: Path, order: list[str], ema: dict[str, Any], raw: dict[str, Any], *, legacy: bool = False
+    path: Path,
+    order: list[str],
+    ema: dict[str, Any],
+    raw: dict[str, Any],
+    *,
+    legacy: bool = False,
+    change: Callable[[dict[str, Any]], Any] = lambda state: state,
 ) -> Path:
-    """A training state as PyTorch writes it, or as it did before 1.6.
+    """A training state as PyTorch writes it, or as it did before 1.6, with NumPy's learning rate in it.
 
     Args:
         path: the file.
         order: the layers in the order in which the network uses them.
         ema, raw: the averaged weights, and those as trained.
         legacy: whether to write pickles followed by the tensors instead of a zip archive.
+        change: what to do to the state before it is written.
     """
-    model = {"module.sigmas": _Tensor(np.linspace(50, 0.01, 10, dtype=np.float32))}
-    model |= {f"module.{name}": _Tensor(array) for name, array in _torch_names(order, raw)}
+    model = {"module.sigmas": Tensor(np.linspace(50, 0.01, 10, dtype=np.float32))}
+    model |= {f"module.{name}": Tensor(array) for name, array in _torch_names(order, raw)}
     averaged = _torch_names(order, ema)
-    shadow = [_Tensor(array) for name, array in averaged if name != "all_modules.0.W"]
+    shadow = [Tensor(array) for name, array in averaged if name != "all_modules.0.W"]
     state = {
-        "optimizer": {"state": {0: {"step": 7000, "exp_avg": _Tensor(np.zeros(3, np.float32))}}},
+        "optimizer": {
+            "state": {0: {"step": 7000, "exp_avg": Tensor(np.zeros(3, np.float32))}},
+            "param_groups": [{"lr": np.float64(2e-4), "betas": (0.9, 0.999), "params": [0]}],
+        },
         "model": model,
         "ema": {"decay": 0.999, "num_updates": 7000, "shadow_params": shadow},
         "step": 7000,
@@ -122,7 +135,7 @@ def write_torch(
     sys.modules |= {"torch": torch, "torch._utils": utils}
     try:
         content = io.BytesIO()
-        _Pickler(content, torch, members).dump(state)
+        _Pickler(content, torch, members).dump(change(state))
     finally:
         for name, module in before.items():
             sys.modules.pop(name) if module is None else sys.modules.update({name: module})
@@ -152,5 +165,6 @@ def _torch_names(order: list[str], params: dict[str, Any]) -> list[tuple[str, np
             elif name == "kernel":
                 array = array.transpose()
             name = {"kernel": "weight", "scale": "weight"}.get(name, name)
-            named.append((".".join(["all_modules", str(number), *inner, name]), array))
+            # layers without parameters have numbers, too
+            named.append((".".join(["all_modules", str(2 * number), *inner, name]), array))
     return named

@@ -16,12 +16,11 @@ SHAPE = (4, 4, 1)
 SDE = SDES["vp"]
 MAX_STEPS = 300
 GOOD, NOT_A_NUMBER, ROUGH = 0, 1, 2
-rows = 0
+seen: list[int] = []  # rows of each evaluation; callbacks come from several threads, and appending is atomic
 
 
 def count(column):
-    global rows
-    rows += len(column)
+    seen.append(len(column))
 
 
 def scored(fault, x, t):
@@ -52,7 +51,7 @@ def assert_counted(solution, evaluations):
     attempts = solution.accepted + solution.rejected
     finished = solution.status == Status.COMPLETED
     np.testing.assert_array_equal(solution.nfe, evaluations * attempts + finished)
-    assert solution.lane_evaluations == rows
+    assert solution.lane_evaluations == sum(seen)
     # each batch of 16 runs until its slowest sample is finished; the second is filled up with other samples
     first = solution.nfe[:16].max()
     assert solution.network_calls >= first + solution.nfe[16:].max()
@@ -60,8 +59,7 @@ def assert_counted(solution, evaluations):
 
 
 def test_evaluations_are_counted_as_they_were_made():
-    global rows
-    rows = 0
+    seen.clear()
     solution = draw()
     assert_counted(solution, evaluations=2)
     np.testing.assert_array_equal(solution.status, Status.COMPLETED)
@@ -113,14 +111,13 @@ def test_a_sample_that_needs_more_steps_than_allowed_says_so():
 
 def test_a_fixed_number_of_steps_is_taken():
     """Time in units of steps has no rounding errors; another number of steps does not recompile."""
-    global rows
     for num_steps in (7, 100, MAX_STEPS):
-        rows = 0
+        seen.clear()
         solution = draw(num_steps=num_steps, num_samples=16)
         np.testing.assert_array_equal(solution.accepted, num_steps)
         np.testing.assert_array_equal(solution.nfe, 2 * num_steps + 1)
         jax.effects_barrier()
-        assert solution.lane_evaluations == rows == solution.nfe.sum()
+        assert solution.lane_evaluations == sum(seen) == solution.nfe.sum()
         if num_steps > 7:
             assert solution.seconds_compile < 0.5
 
@@ -133,15 +130,15 @@ def test_every_method_counts_and_completes(name, adaptive):
 
     With tolerances this is not checked: SEA with step doubling is 13 % too narrow at rtol 0.05.
     """
-    global rows
-    method, rows = METHODS[name], 0
+    seen.clear()
+    method = METHODS[name]
     settings: dict[str, Any] = {} if adaptive else {"num_steps": MAX_STEPS}
     solution = draw(name, num_samples=64, batch_size=64, **settings)
     jax.effects_barrier()
     np.testing.assert_array_equal(solution.status, Status.COMPLETED)
     evaluations = method.evaluations * (3 if adaptive and not method.estimates_error else 1)
     np.testing.assert_array_equal(solution.nfe, evaluations * (solution.accepted + solution.rejected) + 1)
-    assert solution.lane_evaluations == rows == 64 * solution.nfe.max()
+    assert solution.lane_evaluations == sum(seen) == 64 * solution.nfe.max()
     if not adaptive:
         # a first-order method's bias at 300 steps is about 3 % (0.006)
         assert abs(solution.x.mean() - 0.3) < 5 * 0.00625

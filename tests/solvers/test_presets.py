@@ -15,25 +15,34 @@ from solvers import (
 from solvers.presets import GRIDS, SOLVERS
 
 
-def made(**settings):
-    config = get_config().solver
+def made(defaults=None, **settings):
+    config = get_config()
     for name, value in settings.items():
-        config[name] = value
-    return from_config(config)
+        config.solver[name] = value
+    for name, value in (defaults or {}).items():
+        config.solver_defaults[name] = value
+    return from_config(config.solver, config.solver_defaults)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_name_gives_its_solver_with_its_own_defaults(name):
     solver = made(name=name)
     assert type(solver) is SOLVERS[name]
-    # the tolerances have values in every config
-    tolerances = {key: get_config().solver[key] for key in ("eps_rel", "eps_abs")}
-    if name != "adaptive":
-        assert solver == SOLVERS[name](**(tolerances if name == "adaptive_exponential" else {}))
+    assert solver == SOLVERS[name]()
 
 
-def test_the_knob_of_every_config_is_right_for_both_adaptive_solvers():
-    assert get_config().solver.eps_rel == Adaptive().eps_rel == AdaptiveExponential().eps_rel
+def test_one_default_tolerance_serves_both_adaptive_solvers():
+    """A config may change the solver and keep everything else."""
+    for field in ("eps_rel", "eps_abs"):
+        assert getattr(Adaptive(), field) == getattr(AdaptiveExponential(), field)
+
+
+def test_an_experiments_defaults_apply_where_the_solver_has_them_and_the_config_is_silent():
+    suited = {"first_step": 0.5, "eps_abs": 2 / 256}
+    assert made(suited, name="adaptive") == Adaptive(first_step=0.5, eps_abs=2 / 256)
+    assert made(suited, name="adaptive", first_step=0.1) == Adaptive(first_step=0.1, eps_abs=2 / 256)
+    assert made(suited, name="adaptive_exponential") == AdaptiveExponential(eps_abs=2 / 256)
+    assert made(suited, name="ddim") == SOLVERS["ddim"]()
 
 
 @pytest.mark.parametrize("grid", GRIDS)

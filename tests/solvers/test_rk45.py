@@ -40,9 +40,8 @@ def run(score, solver, sde, state):
 
     def goes_on(carry):
         state, nfe = carry
-        return (state.status == Status.RUNNING) & (
-            nfe < 5000
-        )  # ten times the number needed, so that no test hangs
+        # ten times the number needed, so that no test hangs
+        return (state.status == Status.RUNNING) & (nfe < 5000)
 
     return jax.lax.while_loop(goes_on, evaluate, (state, 0))
 

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+import gc
 import json
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 import models
 import training
+from evaluation.runs import run
+from models import checkpoints
 from tests.training.tiny import tiny_config, tiny_network
-from training import state_files
+from training import settings, state_files
 from training.step import initial_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,12 +197,168 @@ def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
         ("gradient_clip", -1.0, "a number > 0"),
         ("ema_rate", 1.0, r"a rate in \[0, 1\)"),
         ("ema_rate", -0.1, r"a rate in \[0, 1\)"),
+        ("num_steps", None, "a whole number >= 1"),
+        ("warmup_steps", None, "a whole number >= 0"),
+        ("warmup_steps", 1.5, "a whole number >= 0"),
+        ("warmup_steps", True, "a whole number >= 0"),
+        ("warmup_steps", np.int32(-1), "a whole number >= 0"),
+        ("learning_rate", None, "a number > 0"),
+        ("learning_rate", np.float32(-1), "a number > 0"),
+        ("gradient_clip", np.float32("nan"), "a number > 0"),
+        ("gradient_clip", "1", "a number > 0"),
+        ("ema_rate", None, r"a rate in \[0, 1\)"),
+        ("ema_rate", np.float32(1), r"a rate in \[0, 1\)"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed, tmp_path):
-    with pytest.raises(ValueError, match=rf"config.training.{name} must be {allowed} \(got {value}\): set "):
-        _train(tmp_path / "new", tiny_config(**{name: value}))
+    config = _with(tiny_config(), name, value)
+    message = rf"config.training.{name} must be {allowed} \(got {re.escape(repr(value))}\): set "
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path / "new", config)
     assert not (tmp_path / "new").exists()
+
+
+def _with(config, name, value):
+    """The config with a setting of any type, as from a program that does not use ml_collections' checks."""
+    loose: Any = ConfigDict(config.to_dict(), type_safe=False)
+    loose.training[name] = value
+    return loose
+
+
+def test_settings_may_be_numpys_numbers():
+    values = {"warmup_steps": np.int64(0), "learning_rate": np.float32(0.1), "ema_rate": np.float64(0)}
+    for name, value in values.items():
+        settings.check(_with(tiny_config(), name, value), devices=1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40])
+def test_a_seed_that_jax_would_take_for_another_is_refused(seed, tmp_path):
+    config = tiny_config()
+    config.seed = seed
+    message = rf"config.seed must be a whole number from 0 to 4294967295, .* \(got {seed}\): choose a seed"
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path / "new", config)
+    with pytest.raises(ValueError, match=message):
+        run.prepare(config, name="any")
+    assert not (tmp_path / "new").exists()
+    config.seed = 2**32 - 1
+    settings.check(config, devices=1)
+
+
+def _averaged(path, config):
+    return models.restore_params(path, tiny_network(config), config)[0]
+
+
+def test_fine_tuning_starts_from_the_averaged_weights(tiny, tmp_path):
+    first = _train(tmp_path / "first", tiny_config(num_steps=8, learning_rate=0.01, ema_rate=0.5))
+    before = checkpoints.checkpoint_sha256(first)
+    config = tiny_config(num_steps=1)
+    config.seed = 5
+    path = _train(tmp_path / "second", config, checkpoint=first)
+    # the warm-up's first step has the learning rate 0, so that the weights are still those of the start
+    state, start = _state(tmp_path / "second", config), _averaged(first, config)
+    _assert_equal(state.params, start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params_ema, start)
+    assert int(state.step) == 1
+    metadata = json.loads((path / "metadata" / "metadata").read_text())
+    assert metadata["fine_tuned_from"] == {"checkpoint": "checkpoint", "checkpoint_sha256": before}
+    assert "fine_tuned_from" not in json.loads((first / "metadata" / "metadata").read_text())
+    assert checkpoints.checkpoint_sha256(first) == before
+
+
+def test_fine_tuning_resumes_with_the_same_checkpoint_alone(tiny, tmp_path):
+    first = _train(tmp_path / "first", tiny_config(num_steps=2))
+    for workdir, num_steps in (("whole", 6), ("parts", 3), ("parts", 6)):
+        _train(tmp_path / workdir, tiny_config(num_steps=num_steps), checkpoint=str(first))
+    config = tiny_config(num_steps=6)
+    _assert_equal(_state(tmp_path / "whole", config), _state(tmp_path / "parts", config))
+    with pytest.raises(ValueError, match=r"set back checkpoint_sha256 = absent \(there '[0-9a-f]{64}'\)"):
+        _train(tmp_path / "parts", config)
+    assert "checkpoint_sha256" not in json.loads((tmp_path / "first" / "training.json").read_text())
+    with pytest.raises(ValueError, match=r"set back checkpoint_sha256 = '[0-9a-f]{64}' \(there absent\)"):
+        _train(tmp_path / "first", tiny_config(num_steps=2), checkpoint=first)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_no_workdir(tiny, tmp_path):
+    first = _train(tmp_path / "first", tiny_config(num_steps=1))
+    other = tiny_config()
+    other.data.centered = not other.data.centered
+    for checkpoint, config in ((first, other), (tmp_path / "absent", tiny_config())):
+        with pytest.raises(ValueError, match=r"checkpoint"):
+            _train(tmp_path / "new", config, checkpoint=checkpoint)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def limit_files():
+    """Sets a size beyond which no file can be written, which ends a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_in_a_line(
+    tiny, tmp_path, whole, limit_files, capfd, caplog
+):
+    config = tiny_config(num_steps=40, checkpoint_every=10)
+
+    def fill_the_disk(step, score_fn):
+        if step == 20:
+            limit_files(4096)
+
+    with pytest.raises(OSError, match="cannot write checkpoint") as refused:
+        _train(tmp_path, config, on_snapshot=fill_the_disk)
+    limit_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    message = str(refused.value)
+    assert f"cannot write checkpoint {tmp_path}/checkpoints/step_00000020: File too large; free" in message
+    assert message.endswith("Finished work is kept: the same command resumes from it")
+    assert "\n" not in message
+    finished = (tmp_path / "checkpoints").glob("step_????????")  # threads of orbax may still be writing
+    assert [path.name for path in finished] == ["step_00000010"]
+    assert capfd.readouterr().err == ""
+    assert caplog.text == ""
+    _train(tmp_path, config)
+    _assert_equal(_state(tmp_path, config), whole)
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+
+
+def test_a_report_that_cannot_be_written_ends_the_training_in_a_line(tiny, tmp_path, limit_files, capfd):
+    def fill_the_disk(step, score_fn):
+        limit_files(100)
+
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}/tensorboard/events.*: File too large; free"):
+        _train(tmp_path, tiny_config(num_steps=100, checkpoint_every=7), on_snapshot=fill_the_disk)
+    limit_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert (tmp_path / "checkpoints" / "step_00000007").exists()
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def test_too_small_a_disk_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 10))
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}: 0.1 MB are needed, and 0.0 MB are free"):
+        _train(tmp_path, tiny_config(num_steps=3))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def _events(path):
+    content, events = path.read_bytes(), []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + length]))  # after the length and its checksum
+        content = content[12 + length + 4 :]
+    return events
+
+
+def test_tensorboard_shows_every_report_once(tiny, tmp_path):
+    for num_steps in (3, 6):
+        _train(tmp_path, tiny_config(num_steps=num_steps, checkpoint_every=100))
+    first, second = (_events(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    for events, step in ((first, 1), (second, 4)):
+        assert (events[0].file_version, events[1].session_log.status) == ("brain.Event:2", SessionLog.START)
+        assert [event.step for event in events] == [step, step, step + 2, step + 2]  # the first two purge
+        assert [event.summary.value[0].tag for event in events[2:]] == ["loss", "images_per_second"]
+        assert 0 < events[2].summary.value[0].simple_value < 10
 
 
 def test_an_object_store_is_refused():

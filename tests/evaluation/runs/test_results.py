@@ -166,7 +166,7 @@ def test_identity_ignores_what_does_not_determine_samples():
     }
     assert identity_of(**others) == (identity, digest)
     # the first step of Adaptive is no setting of another solver
-    suited = {"solver_defaults__first_step": 0.5, "solver_defaults__eps_abs": 0.1}
+    suited: dict[str, Any] = {"solver_defaults__first_step": 0.5, "solver_defaults__eps_abs": 0.1}
     assert identity_of(solver__name="heun", **suited) == identity_of(solver__name="heun")
     assert identity_of(solver__eps_rel=0.02) == identity_of()
 
