@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -228,7 +229,7 @@ def find(path: str | Path) -> Path:
     A relative path is looked for in the working directory and then in the project's root.
 
     Raises:
-        ValueError: if there is no checkpoint, or more than one.
+        ValueError: if there is no checkpoint, or more than one, or a file of another kind.
     """
     given, path = path, Path(path).expanduser()
     get_one = _where_to_get(path)
@@ -241,7 +242,10 @@ def find(path: str | Path) -> Path:
         fix = f"did you mean {' or '.join(near)}? Otherwise {get_one}" if near else get_one
         raise ValueError(refusal("checkpoint", str(given), allowed, fix))
     path = path.resolve()
-    if path.is_file() or _is_own(path):
+    if path.is_file():
+        _reader(path)
+        return path
+    if _is_own(path):
         return path
     inside = sorted(entry for entry in path.iterdir() if _is_checkpoint(entry))
     if len(inside) == 1:
@@ -292,19 +296,24 @@ def _head(path: Path) -> bytes:
 def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
     if path.is_dir():
         return _open_own(path, raw=raw)
+    if _reader(path) is published_torch:
+        return published_torch.open_weights(path, expected, raw=raw)
+    return published_jax.open_weights(path, raw=raw)
+
+
+def _reader(path: Path) -> ModuleType:
+    """The module that reads a file; raises ValueError for a file of another kind."""
     head = _head(path)
     if head.startswith(published_torch.FIRST_BYTES):
-        return published_torch.open_weights(path, expected, raw=raw)
+        return published_torch
+    known = f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}"
     for beginning, what, fix in _NOT_READ:
         if re.match(beginning.encode(), head, re.DOTALL):
-            readable = f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}"
-            raise ValueError(refusal("checkpoint", str(path), f"{readable}, but this is {what}", fix))
+            raise ValueError(refusal("checkpoint", str(path), f"{known}, but this is {what}", fix))
     if head.startswith(published_jax.FIRST_BYTES):
-        return published_jax.open_weights(path, raw=raw)
-    allowed = (
-        f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}, but a file of {path.stat().st_size} "
-        f"bytes that begins with {head[:16]!r} is none of these"
-    )
+        return published_jax
+    size = path.stat().st_size
+    allowed = f"{known}, but a file of {size} bytes that begins with {head[:16]!r} is none of these"
     fix = "copy it again from its source, and see docs/checkpoints.md"
     raise ValueError(refusal("checkpoint", str(path), allowed, fix))
 

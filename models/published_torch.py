@@ -255,7 +255,7 @@ def load_state(path: Path) -> tuple[Any, Read]:
     try:
         state, read_storages = (_load_zip if is_zip else _load_legacy)(path)
     except _NotPyTorch as error:
-        fix = "take a file of the published training runs (docs/checkpoints.md)"
+        fix = "take a file that PyTorch wrote"
         allowed = f"a PyTorch file, but it is a zip archive that holds {error}"
         raise ValueError(refusal("checkpoint", str(path), allowed, fix)) from None
     except Exception as error:  # a damaged file can raise nearly anything

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 
 def is_known(*values: Any) -> bool:
-    """Whether all values are plain numbers; settings that JAX traces have no value to check yet."""
-    return all(isinstance(value, int | float | np.number) for value in values)
+    """Whether JAX traces none of the values: a traced setting has no value to check yet."""
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether a value is one real number, of Python, numpy or JAX; a bool is none.
+
+    Example:
+        >>> is_number(jnp.float32(0.5)), is_number(2), is_number(True), is_number([0.5])
+        (True, True, False, False)
+    """
+    if isinstance(value, bool):
+        return False
+    if hasattr(value, "dtype"):
+        kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
+        return value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    return isinstance(value, int if whole else int | float)
 
 
 def refusal(name: str, value: Any, allowed: str, fix: str) -> str:
@@ -32,25 +49,33 @@ def require(holds: Any, name: str, value: Any, allowed: str, fix: str) -> None:
         raise ValueError(refusal(name, value, allowed, fix))
 
 
+def require_number(name: str, value: Any, holds: Callable[[float], bool], allowed: str, fix: str) -> None:
+    """Raises ValueError unless ``value`` is a number for which ``holds`` is true, or JAX traces it."""
+    if is_known(value):
+        # float() gives a plain number also where JAX traces the comparisons of its arrays
+        require(is_number(value) and holds(float(value)), name, value, allowed, fix)
+
+
 def require_positive(**settings: Any) -> None:
-    """Raises ValueError for the first setting that is not a finite number above zero."""
+    """Raises ValueError for the first setting that is not a finite number above zero; traced ones pass."""
     for name, value in settings.items():
-        if is_known(value):
-            require(0 < value < float("inf"), name, value, "a number > 0", f"set {name} above zero")
+        fix = f"set {name} above zero"
+        require_number(name, value, lambda number: 0 < number < math.inf, "a number > 0", fix)
 
 
 def require_count(**settings: Any) -> None:
-    """Raises ValueError for the first setting that is not a whole number of at least 1."""
+    """Raises ValueError for the first setting that is not a whole number of at least 1; traced ones pass."""
     for name, value in settings.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
-        require(whole, name, value, "a whole number >= 1", f"set {name} to 1 or more")
+        if is_known(value):
+            counts = is_number(value, whole=True) and int(value) >= 1
+            require(counts, name, value, "a whole number >= 1", f"set {name} to 1 or more")
 
 
 def require_seed(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a seed: JAX would take 2^32 for 0 without a word."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    seed = is_number(value, whole=True) and 0 <= int(value) < 2**32
     allowed = "a whole number from 0 to 4294967295, which is 2^32 - 1"
-    require(whole and 0 <= value < 2**32, name, value, allowed, "choose a seed in this range")
+    require(seed, name, value, allowed, "choose a seed in this range")
 
 
 def require_shared(name: str, value: int, number: int, sharers: str) -> None:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sde_lib import SDE, reverse_drift
-from sde_lib.checks import is_known, require, require_choice, require_positive
+from sde_lib.checks import require_choice, require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
@@ -164,9 +164,8 @@ class Adaptive:
             exponent=self.exponent,
             first_step=self.first_step,
         )
-        if is_known(self.safety):
-            fix = "set safety to 0.9, as in the paper"
-            require(self.safety < 1, "safety", self.safety, "above 0 and below 1", fix)
+        fix = "set safety to 0.9, as in the paper"
+        require_number("safety", self.safety, lambda safety: safety < 1, "above 0 and below 1", fix)
         require_choice("norm", self.norm, get_args(Norm))
         require_choice("error_estimate", self.error_estimate, get_args(ErrorEstimate))
         require_choice("noise_on_rejection", self.noise_on_rejection, get_args(NoiseOnRejection))

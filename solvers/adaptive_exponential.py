@@ -46,7 +46,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, denoise
-from sde_lib.checks import is_known, require, require_positive
+from sde_lib.checks import require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.exponential import Number, divided_differences, moments, newton_moments
@@ -140,9 +140,8 @@ class AdaptiveExponential:
 
     def __post_init__(self) -> None:
         require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs)
-        if is_known(self.eta):
-            fix = "set eta to 0 for the ODE or to 1 for the SDE"
-            require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]", fix)
+        fix = "set eta to 0 for the ODE or to 1 for the SDE"
+        require_number("eta", self.eta, lambda eta: 0 <= eta <= 1, "a number in [0, 1]", fix)
 
     def init(
         self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, denoise
-from sde_lib.checks import is_known, require, require_count
+from sde_lib.checks import require_count, require_number
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.fixed_steps import FixedStepState, first_state, stepped
@@ -54,11 +54,9 @@ class DDIM:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
-        if is_known(self.eta):
-            fix = "set eta to 0 for the ODE or to 1 for ancestral noise"
-            require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]", fix)
+        require_count(num_steps=self.num_steps)
+        fix = "set eta to 0 for the ODE or to 1 for ancestral noise"
+        require_number("eta", self.eta, lambda eta: 0 <= eta <= 1, "a number in [0, 1]", fix)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         return first_state(sde, key, shape, dtype)

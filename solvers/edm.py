@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE
-from sde_lib.checks import is_known, require, require_count, require_positive
+from sde_lib.checks import is_known, require_count, require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.fixed_steps import status_after
@@ -89,8 +89,7 @@ class Heun:
     evaluations_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
+        require_count(num_steps=self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> HeunState:
         return _begin(sde, key, shape, dtype)
@@ -136,17 +135,16 @@ class EDM:
     evaluations_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
-        if is_known(self.churn):
-            finite = 0 <= self.churn < math.inf
-            fix = "set churn to 0 for no added noise, or above zero"
-            require(finite, "churn", self.churn, "a finite number >= 0", fix)
-        if is_known(self.churn_min, self.churn_max):
-            require(
-                0 <= self.churn_min <= self.churn_max,
+        require_count(num_steps=self.num_steps)
+        fix = "set churn to 0 for no added noise, or above zero"
+        require_number("churn", self.churn, lambda churn: 0 <= churn < math.inf, "a finite number >= 0", fix)
+        fix = "raise churn_max, or set churn to 0 for no added noise"
+        require_number("churn_max", self.churn_max, lambda level: level >= 0, "a noise level >= 0", fix)
+        if is_known(self.churn_max):
+            require_number(
                 "churn_min",
                 self.churn_min,
+                lambda level: 0 <= level <= float(self.churn_max),
                 f"a noise level from 0 to churn_max = {self.churn_max}",
                 "lower churn_min or raise churn_max",
             )

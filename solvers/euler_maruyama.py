@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, reverse_drift
-from sde_lib.checks import is_known, require_count
+from sde_lib.checks import require_count
 from sde_lib.pytrees import register_dataclass
 from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformTime, grid_time
@@ -41,8 +41,7 @@ class EulerMaruyama:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
+        require_count(num_steps=self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         return first_state(sde, key, shape, dtype)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sde_lib import SDE
-from sde_lib.checks import is_known, require, require_count
+from sde_lib.checks import require_count, require_number
 from solvers.grids import Grid, grid_time
 from solvers.interface import Count, Sample, Time
 
@@ -35,11 +35,9 @@ FEW_STEPS = 10  # in runs of up to this many steps, the last steps use fewer pre
 
 def require_history(order: int, num_steps: int | Count) -> None:
     """Raises ValueError for fewer steps than ``order``, unless JAX traces the number."""
-    if not is_known(num_steps):
-        return
     require_count(num_steps=num_steps)
-    allowed = f"at least {order} for a solver of order {order}"
-    require(num_steps >= order, "num_steps", num_steps, allowed, "take more steps or a solver of lower order")
+    allowed, fix = f"at least {order} for a solver of order {order}", "take more steps or a solver of lower order"
+    require_number("num_steps", num_steps, lambda steps: steps >= order, allowed, fix)
 
 
 def steps_back(step: Count, num_steps: int | Count) -> Count:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE
-from sde_lib.checks import is_known, require_count, require_positive
+from sde_lib.checks import require_count, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.grids import Grid, UniformTime, grid_time
@@ -99,10 +99,7 @@ class AnnealedLangevin:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
-        if is_known(self.corrector_steps):
-            require_count(corrector_steps=self.corrector_steps)
+        require_count(num_steps=self.num_steps, corrector_steps=self.corrector_steps)
         require_positive(snr=self.snr)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> AnnealedLangevinState:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, VESDE, VPSDE
-from sde_lib.checks import is_known, require, require_count, require_positive
+from sde_lib.checks import require, require_count, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.euler_maruyama import EulerMaruyama
@@ -67,8 +67,7 @@ class ReverseDiffusion:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
+        require_count(num_steps=self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         return first_state(sde, key, shape, dtype)
@@ -123,8 +122,7 @@ class AncestralSampling:
     evaluations_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if is_known(self.num_steps):
-            require_count(num_steps=self.num_steps)
+        require_count(num_steps=self.num_steps)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         require(
@@ -221,8 +219,7 @@ class PredictorCorrector:
             "use one of these, whose steps end after one evaluation",
         )
         require_positive(snr=self.snr)
-        if is_known(self.corrector_steps):
-            require_count(corrector_steps=self.corrector_steps)
+        require_count(corrector_steps=self.corrector_steps)
 
     def init(
         self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any

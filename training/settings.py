@@ -59,4 +59,5 @@ def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None) -> None:
     identity = {key: values[key] for key in deciding(TRAINING)}
     if checkpoint_sha256 is not None:
         identity["checkpoint_sha256"] = checkpoint_sha256
-    workdirs.claim(workdir, identity, file="training.json", holds="a training")
+    writes = ("checkpoint", "checkpoints", "tensorboard", "snapshots")
+    workdirs.claim(workdir, identity, file="training.json", holds="a training", writes=writes)

@@ -1,4 +1,4 @@
-"""Confidence intervals of the figures, by a bootstrap in one pass over the samples.
+"""Confidence intervals of FID and of means, by a bootstrap in one pass over the samples.
 
 A replicate counts each sample as often as a Poisson variable of mean 1 says. So it needs only its own sums,
 and no number of samples in advance (Hanley & MacGibbon 2006; Chamandy et al. 2012). The variables depend on
@@ -17,9 +17,7 @@ from evaluation.metrics.fid import ADVISED_SAMPLES_PER_FEATURE, Moments, frechet
 REPLICATES = 200
 Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations of its mean
 
-# With fewer samples (for the Inception Score, in each split) a bootstrap says little, and a replicate can be
-# without any
-FEWEST = 30
+FEWEST = 30  # with fewer samples a bootstrap says little, and a replicate can be without any
 
 FRECHET_BYTES = 100e6  # for the sums of all replicates together
 
@@ -54,6 +52,10 @@ def interval(estimate: float, replicates: Float64[np.ndarray, " r"], *, lowest: 
     replicates (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.1). Quantiles of
     the replicates would not do, because a replicate has twice the figure's bias; their ends would also be
     noisier.
+
+    Where the figure less its bias is far below the lowest possible value, the interval is [lowest, lowest]:
+    the figure is then smaller than that of any such samples is likely to be, as FID is of samples that are
+    the reference's own images.
 
     Args:
         estimate: the figure of all samples.

@@ -57,7 +57,7 @@ class Source:
 
     @classmethod
     def of(cls, network: FeatureNetwork, **described: Any) -> Source:
-        """The network's features of the data that ``described`` identifies, as by ``data.datasets.describe``."""
+        """The network's features of the data that ``described`` identifies (``data.datasets.describe``)."""
         return cls(
             features=network.name,
             features_sha256=network.sha256,
@@ -76,7 +76,9 @@ class Source:
         names = [field.name for field in dataclasses.fields(cls)]
         absent = [name for name in names if name not in said]
         if absent:
-            raise ValueError(f"it is from an earlier version: it does not give the {', '.join(absent)} of its data")
+            raise ValueError(
+                f"it is from an earlier version: it does not give the {', '.join(absent)} of its data"
+            )
         return cls(**said)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from evaluation.metrics import bootstrap, neighbours
 from evaluation.metrics.features import Features
 from evaluation.metrics.fid import Extrapolation, Moments, fid, require_comparable, warn_if_few
-from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.inception_score import FEWEST, InceptionScore
 from evaluation.metrics.kid import BLOCK_SIZE, kid
 from evaluation.metrics.measurement import Measurement
 from evaluation.store.samples import Samples
@@ -35,9 +35,11 @@ def evaluate(
     """The figures of ``num_samples`` samples, under the keys of ``evaluation.runs.results.Result``.
 
     The keys fid, is_mean and is_std are always there, with None for what is not measured. Others are there if
-    the measurement asks for them: fid_interval, is_interval and nfe_interval, as [low, high] or None if the
-    samples are too few or the features too many (evaluation/metrics/bootstrap.py); fid_infinity, None without
-    a reference; and compared (the number of samples and images compared), kid, kid_std, precision, recall,
+    the measurement asks for them: the 95 % intervals fid_interval and nfe_interval, for infinitely many
+    samples (evaluation/metrics/bootstrap.py), and is_interval, for the expected score of ``num_samples``
+    samples (evaluation/metrics/inception_score.py), each [low, high] or None if the samples are too few or
+    the features too many; fid_infinity, None without a reference; and compared (the number of samples and
+    images compared), compared_content (the fingerprint of these images), kid, kid_std, precision, recall,
     density and coverage.
 
     Args:
@@ -66,7 +68,7 @@ def evaluate(
         if measurement.reference is not None:
             of_features.append(_Distance(num_samples, measurement, measurement.reference))
         if measurement.compared is not None:
-            of_features.append(_Comparison(num_samples, measurement.compared()))
+            of_features.append(_Comparison(num_samples, measurement.compared(), measurement.compared_content))
     for samples in shards:
         weights = bootstrap.weights(samples.sample_ids, replicates)
         counts.add(samples, weights)
@@ -131,23 +133,20 @@ class _Score:
     """The Inception Score and its interval."""
 
     def __init__(self, num_samples: int, measurement: Measurement):
-        splits, replicates = measurement.splits, measurement.replicates
-        self._intervals = replicates > 0 and num_samples >= bootstrap.FEWEST * splits
+        splits = measurement.splits
+        self._has_interval = measurement.replicates > 0 and splits > 1 and num_samples >= FEWEST * splits
         self._score = InceptionScore(
-            num_samples=num_samples,
-            num_classes=measurement.network.num_classes,
-            splits=splits,
-            replicates=replicates if self._intervals else 0,
+            num_samples=num_samples, num_classes=measurement.network.num_classes, splits=splits
         )
 
     def add(self, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
-        self._score.add(logits, weights if self._intervals else None)
+        self._score.add(logits)
 
     def figures(self) -> dict[str, Any]:
         mean, std = self._score.result()
         figures: dict[str, Any] = {"is_mean": mean, "is_std": std}
-        if self._intervals:
-            figures["is_interval"] = bootstrap.interval(mean, self._score.replicates(), lowest=1.0)
+        if self._has_interval:
+            figures["is_interval"] = self._score.interval()
         return figures
 
 
@@ -189,9 +188,10 @@ class _Distance:
 class _Comparison:
     """KID, precision, recall, density and coverage, of as many samples as there are images of the data."""
 
-    def __init__(self, num_samples: int, data: Float[np.ndarray, "m d"]):
+    def __init__(self, num_samples: int, data: Float[np.ndarray, "m d"], content: str | None):
         neighbours.require_enough(len(data), num_samples)
         self._data = data
+        self._content = content
         self._features = np.empty_like(data)
         self._kept = 0
 
@@ -205,7 +205,7 @@ class _Comparison:
         # blocks of at most half the set: blocks of the whole set would all be the same
         mean, std = kid(self._features, self._data, block_size=min(BLOCK_SIZE, count // 2))
         found = neighbours.precision_recall(self._features, self._data)
-        return {"compared": count, "kid": mean, "kid_std": std, **found}
+        return {"compared": count, "compared_content": self._content, "kid": mean, "kid_std": std, **found}
 
 
 def nfe_lockstep(steps: Int[np.ndarray, " n"], batch_size: int, evaluations_per_step: int) -> float:

@@ -3,6 +3,10 @@
 It is exp E_x KL(p(y|x) || p(y)), as mean and standard deviation over splits (Salimans et al., arXiv
 1606.03498, section 4). A split needs only the sums of p(y|x) and of sum_y p log p, so the samples can come in
 pieces of any size.
+
+The score of n samples in a split cannot exceed n, and is far below that of infinitely many samples where the
+classes are many. So the interval is for the expected score of as many samples in as many splits. The splits
+are independent samples of the model, so their deviation alone gives it.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ import itertools
 
 import numpy as np
 import scipy.special
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 
 from sde_lib.checks import require
+
+FEWEST = 30  # samples of a split, for an interval
 
 
 class InceptionScore:
@@ -25,35 +31,27 @@ class InceptionScore:
         num_samples: number n of samples.
         num_classes: number k of classes.
         splits: number of splits.
-        replicates: number r of bootstrap replicates, which weight the samples each in its own way.
 
     Raises:
         ValueError: for fewer samples than splits.
     """
 
-    def __init__(self, *, num_samples: int, num_classes: int, splits: int = 10, replicates: int = 0):
+    def __init__(self, *, num_samples: int, num_classes: int, splits: int = 10):
         require_enough(num_samples, splits)
         self._bounds = np.arange(splits + 1) * num_samples // splits
-        # the first row counts every sample once, the others are the replicates'
-        self._sizes = np.zeros((1 + replicates, splits))
-        self._classes = np.zeros((1 + replicates, splits, num_classes))  # sums of p(y|x)
-        self._certainty = np.zeros((1 + replicates, splits))  # sums of sum_y p(y|x) log p(y|x)
+        self._classes = np.zeros((splits, num_classes))  # sums of p(y|x)
+        self._certainty = np.zeros(splits)  # sums of sum_y p(y|x) log p(y|x)
         self._seen = 0
 
-    def add(self, logits: Float[np.ndarray, "n k"], weights: UInt8[np.ndarray, "n r"] | None = None) -> None:
-        """Adds the next samples' logits, with how often each replicate counts them."""
+    def add(self, logits: Float[np.ndarray, "n k"]) -> None:
+        """Adds the next samples' logits."""
         log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
         p = np.exp(log_p)
         certainty = -scipy.special.entr(p).sum(axis=1)  # entr(p) = −p log p, 0 at p = 0
-        rows = np.ones((len(self._sizes), len(logits)))
-        if weights is not None:
-            rows[1:] = weights.T
         ends = np.clip(self._bounds - self._seen, 0, len(logits)).tolist()
         for split, (start, end) in enumerate(itertools.pairwise(ends)):
-            if start < end:
-                self._sizes[:, split] += rows[:, start:end].sum(axis=1)
-                self._classes[:, split] += rows[:, start:end] @ p[start:end]
-                self._certainty[:, split] += rows[:, start:end] @ certainty[start:end]
+            self._classes[split] += p[start:end].sum(axis=0)
+            self._certainty[split] += certainty[start:end].sum()
         self._seen += len(logits)
 
     def result(self) -> tuple[float, float]:
@@ -62,19 +60,32 @@ class InceptionScore:
         Raises:
             ValueError: if the number of samples added is not the one announced.
         """
+        scores = self._scores()
+        return float(scores.mean()), float(scores.std())
+
+    def interval(self) -> list[float]:
+        """95 % interval [low, high] for the expected score of as many samples in as many splits.
+
+        By Student's t for the mean of the splits' scores. At least two splits, of ``FEWEST`` samples or more,
+        are needed for it to hold.
+
+        Raises:
+            ValueError: as ``result``.
+        """
+        scores = self._scores()
+        splits, num_classes = self._classes.shape
+        error = scores.std(ddof=1) / np.sqrt(splits)
+        reach = scipy.special.stdtrit(splits - 1, 0.975) * error
+        ends = np.array([scores.mean() - reach, scores.mean() + reach])
+        return np.clip(ends, 1.0, num_classes).tolist()
+
+    def _scores(self) -> Float64[np.ndarray, " splits"]:
         expected = int(self._bounds[-1])
         fix = "add every sample once"
         require(self._seen == expected, "number of logits", self._seen, f"{expected}, as announced", fix)
-        scores = self._scores()[0]
-        return float(scores.mean()), float(scores.std())
-
-    def replicates(self) -> Float64[np.ndarray, " r"]:
-        """The mean over the splits by each replicate."""
-        return self._scores()[1:].mean(axis=1)
-
-    def _scores(self) -> Float64[np.ndarray, "_ splits"]:
-        marginal = self._classes / self._sizes[:, :, None]
-        return np.exp(self._certainty / self._sizes + scipy.special.entr(marginal).sum(axis=2))
+        sizes = np.diff(self._bounds)
+        marginal = self._classes / sizes[:, None]
+        return np.exp(self._certainty / sizes + scipy.special.entr(marginal).sum(axis=1))
 
 
 def require_enough(num_samples: int, splits: int = 10) -> None:
@@ -84,7 +95,7 @@ def require_enough(num_samples: int, splits: int = 10) -> None:
         "num_samples",
         num_samples,
         f"at least {max(splits, 2)}: 2 for a covariance, and one for each of {splits} splits of the score",
-        "raise num_samples, or sample without measuring FID and the Inception Score",
+        "use more samples, or measure neither FID nor the Inception Score",
     )
 
 

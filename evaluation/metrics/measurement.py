@@ -25,15 +25,18 @@ class Measurement:
         compared: computes the network's features [m, d] of m images of the data, which m samples are compared
             with. Without it there is no KID, precision, recall, density or coverage.
         num_compared: m, if it is known in advance, so that ``check`` can refuse it.
+        compared_content: fingerprint of the data that the samples are compared with, for the record.
         fid_infinity: whether to extrapolate FID to infinitely many samples.
         splits: number of splits of the Inception Score.
-        replicates: number of bootstrap replicates for the 95 % intervals; 0 for no intervals.
+        replicates: number of bootstrap replicates for the 95 % intervals of FID and of the evaluations; 0 for
+            no intervals at all.
     """
 
     network: FeatureNetwork
     reference: Moments | None = None
     compared: Callable[[], Float[np.ndarray, "m d"]] | None = None
     num_compared: int | None = None
+    compared_content: str | None = None
     fid_infinity: bool = False
     splits: int = 10
     replicates: int = REPLICATES
@@ -75,6 +78,11 @@ class Measurement:
     def reference_name(self) -> str | None:
         """The reference, as data:split:number; None without one."""
         return None if self.reference is None else self.reference.name
+
+    @property
+    def reference_content(self) -> str | None:
+        """The fingerprint of the reference's images; None without one."""
+        return None if self.reference is None else self.reference.source.content
 
     @property
     def source(self) -> Source:

@@ -42,9 +42,11 @@ def evaluate_images(
         workdir: made if it is not there.
 
     Raises:
-        ValueError: for images that are broken or that the network does not take.
+        ValueError: for images that are broken or that the network does not take, or for a results.jsonl in
+            ``workdir`` that is not this project's.
         OSError: for a disk that refuses the file.
     """
+    results.read(workdir)  # refuses somebody else's file of this name before the features are computed
     pixels = hashlib.sha256()
 
     def shards() -> Iterator[Samples]:
@@ -72,6 +74,7 @@ def evaluate_images(
         checkpoint_sha256=None,
         features=measurement.features_name,
         reference=measurement.reference_name,
+        reference_content=measurement.reference_content,
         lane_utilization=None,
         samples_per_second=None,
         seconds_compile=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,47 +39,73 @@ def from_config(config: Any, *, num_samples: int | None = None) -> Measurement:
         pieces = datasets.pieces(datasets.shuffled(datasets.open_images(config.data)))
         return reference.first_features(pieces, network, count=settings.compared)
 
-    with _keys_named("config.eval."):
+    described = datasets.describe(config.data)
+    with _keys_named(config):
         network = load_features(settings.features, settings.inception_weights)
     measurement = Measurement(
         network=network,
         compared=compared if settings.compared else None,
         num_compared=settings.compared or None,
+        compared_content=described["content"] if settings.compared else None,
         fid_infinity=settings.fid_infinity,
     )
     num_images = datasets.open_images(config.data).count if settings.compared else None
-    with _keys_named("config.eval."):
-        measurement.check(num_samples or settings.num_samples, configs.image_shape(config), num_images)
-    with _keys_named("config.eval."):
-        statistics = reference.find(network, **_data(config))
+    with _keys_named(
+        config, num_samples="config.eval.num_samples" if num_samples is None else "number of images"
+    ):
+        count = settings.num_samples if num_samples is None else num_samples
+        measurement.check(count, configs.image_shape(config), num_images)
+    with _keys_named(config):
+        statistics = reference.find(
+            network, given=settings.reference, pieces=lambda: _pieces(config), **described
+        )
     return dataclasses.replace(measurement, reference=statistics)
 
 
 def store_statistics(config: Any) -> tuple[Path, Moments, FeatureNetwork]:
     """Computes a config's reference statistics unless they are stored; returns their file and content."""
-    with _keys_named("config.eval."):
-        network = load_features(config.eval.features, config.eval.inception_weights)
-        path, statistics = reference.store(network, **_data(config))
+    settings = config.eval
+    described = datasets.describe(config.data)
+    with _keys_named(config, hints={}):
+        network = load_features(settings.features, settings.inception_weights)
+        path, statistics = reference.store(
+            network, given=settings.reference, pieces=lambda: _pieces(config), **described
+        )
     return path, statistics, network
 
 
-def _data(config: Any) -> dict[str, Any]:
-    """What evaluation/metrics/reference.py needs to know of a config."""
-    described = datasets.describe(config.data)
-    return {
-        "given": config.eval.reference,
-        "data": described["data"],
-        "split": described["split"],
-        "pieces": lambda: datasets.pieces(datasets.open_images(config.data)),
-    }
+def _pieces(config: Any) -> Iterator[np.ndarray]:
+    return datasets.pieces(datasets.open_images(config.data))
+
+
+# What the command line offers where a key is refused
+HINTS = {
+    "config.eval.num_samples": "--mode=sample measures nothing",
+    "config.eval.reference": "--mode=stats computes a file of the statistics of config.data",
+    "config.data.name": "--mode=stats computes such a file where the images are; --mode=sample needs none",
+}
 
 
 @contextlib.contextmanager
-def _keys_named(group: str) -> Iterator[None]:
-    """Puts the config's group before a refused parameter, whose key has the same name."""
+def _keys_named(
+    config: Any, *, hints: Mapping[str, str] = HINTS, num_samples: str = "config.eval.num_samples"
+) -> Iterator[None]:
+    """Gives a refused parameter the name of its config key, and adds what the command line offers.
+
+    Args:
+        config: the groups of keys.
+        hints: config key -> what to do about it at the command line.
+        num_samples: what the number of samples is called.
+    """
     try:
         yield
-    except ValueError as error:
-        known = ("config.", "checkpoint")  # messages that name their key in full
+    except (ValueError, FileNotFoundError) as error:
         text = str(error)
-        raise ValueError(text if text.startswith(known) else group + text) from None
+        parameter, _, rest = text.partition(" ")
+        if parameter == "num_samples":
+            text = f"{num_samples} {rest}"
+        elif parameter in config.eval:
+            text = f"config.eval.{text}"
+        more = [hint for key, hint in hints.items() if text.startswith(f"{key} ")]
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind("; ".join([text, *more])) from None

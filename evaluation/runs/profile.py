@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 import solvers
-from evaluation.runs.run import Run, drawing
+from evaluation.runs.run import WRITES, Run, drawing
 from evaluation.runs.tables import markdown
 from evaluation.store import workdir as workdirs
 from evaluation.store.files import is_local, make_folder
@@ -71,7 +71,7 @@ def record_sampling(run: Run, workdir: epath.PathLike) -> str:
         "a local folder with --profile, since JAX writes the recording",
         "drop --profile, or name a local folder",
     )
-    workdirs.claim(workdir, run.identity)
+    workdirs.claim(workdir, run.identity, writes=WRITES)
     folder = Path(workdir) / "profile"
     make_folder(folder)
     draw, lanes = drawing(run)

@@ -27,7 +27,11 @@ import configs
 from configs.keys import SAMPLES, deciding
 from evaluation.store.files import atomic_file, explained, is_local, make_folder, read_file
 from sde_lib import SDE
+from sde_lib.checks import require
 from solvers import Solver
+
+BEGINNING = b'{"config_hash": "'  # of every line of results.jsonl
+FIX = "delete that line if an interruption tore it, or move the file away if it is not this project's"
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
@@ -46,11 +50,15 @@ class Result:
         git_commit: of the code, with "+changes" where files differ from it; None outside the repository.
         features: the feature network of fid, is_mean and is_std, as name:sha256; None if none was used.
         reference: the reference of FID, as data:split:number.
+        reference_content: fingerprint of the reference's images, or the SHA-256 of a published file of
+            statistics.
         num_samples: number of samples behind all figures.
         fid: Fréchet distance to ``reference``.
         is_mean, is_std: Inception Score, mean and deviation over its splits.
-        fid_interval, is_interval, nfe_interval: 95 % intervals [low, high] of fid, is_mean and nfe_mean; None
-            where a bootstrap cannot give them (evaluation/metrics/bootstrap.py).
+        fid_interval, nfe_interval: 95 % intervals [low, high] for fid and nfe_mean of infinitely many
+            samples; None where a bootstrap cannot give them (evaluation/metrics/bootstrap.py).
+        is_interval: 95 % interval [low, high] for the expected is_mean of num_samples samples; None for few
+            samples (evaluation/metrics/inception_score.py).
         nfe_mean, nfe_max: evaluations of the score a sample, all of them counted.
         nfe_lockstep: evaluations by the published convention, see evaluation/metrics/figures.py.
         rejected: mean number of rejected steps a sample.
@@ -69,6 +77,7 @@ class Result:
     git_commit: str | None
     features: str | None
     reference: str | None
+    reference_content: str | None
     num_samples: int
     fid: float | None
     is_mean: float | None
@@ -135,17 +144,27 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The results in workdir/results.jsonl, oldest first; a torn last line is skipped.
 
     Raises:
-        ValueError: naming a line before the last one that is not JSON.
+        ValueError: naming a line that is not a result, as in a file of somebody else's of this name.
     """
     path = epath.Path(workdir) / "results.jsonl"
     content = read_file(path) or b""
     results = []
-    for number, line in enumerate(content[: _end_of_whole_lines(content)].splitlines(), start=1):
+    *lines, last = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            results.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); delete that line") from None
+            result = json.loads(line)
+        except ValueError:
+            result = None
+        is_result = isinstance(result, dict) and "config_hash" in result
+        require(is_result, f"line {number} of {path}", _shortened(line), "a result of this project", FIX)
+        results.append(result)
+    is_torn = last.startswith(BEGINNING) or BEGINNING.startswith(last)
+    require(is_torn, f"last line of {path}", _shortened(last), "a result of this project", FIX)
     return results
+
+
+def _shortened(line: bytes) -> str:
+    return line[:40].decode(errors="replace")
 
 
 def find(

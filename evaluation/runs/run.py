@@ -31,6 +31,7 @@ from sde_lib.checks import require, require_count, require_seed, require_shared
 from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
+WRITES = ("samples", "samples.png", "features", "profile")  # names in a workdir, beside results.jsonl
 BYTES = 24  # of a sample in its shard, besides the image: its id and four counts
 
 
@@ -141,8 +142,8 @@ def sample_and_evaluate(
         processes: the processes that were started together.
 
     Raises:
-        ValueError: for a workdir that holds another config's samples, too few samples for the figures, or a
-            first process that ended without a result.
+        ValueError: for a workdir that holds another config's samples or somebody else's files of the names
+            above, too few samples for the figures, or a first process that ended without a result.
         OSError: for a disk that refuses a file, or, before anything is sampled, that is read-only or has no
             room for the samples; what was written before stays whole.
     """
@@ -152,7 +153,8 @@ def sample_and_evaluate(
         measurement.check(num_samples, run.image_shape)
     if not processes.is_first:  # if the configs differ, the workdir belongs to the first process's
         processes.wait_for(lambda: read_file(workdir / "identity.json"), what=f"{workdir}/identity.json")
-    workdirs.claim(workdir, run.identity)
+    results.read(workdir)  # refuses somebody else's file of this name before the workdir is marked
+    workdirs.claim(workdir, run.identity, writes=WRITES)
     known = functools.partial(results.find, workdir, **_wanted(run, measurement))
     shard_size = run.config.eval.shard_size
     store = SampleStore(workdir / "samples", config_hash=run.config_hash, shard_size=shard_size)
@@ -182,8 +184,9 @@ def _wanted(run: Run, measurement: Measurement | None) -> dict[str, Any]:
     if measurement is None:
         return {"wanted": wanted | {"features": None, "reference": None}}
     wanted |= {"features": measurement.features_name, "reference": measurement.reference_name}
+    wanted["reference_content"] = measurement.reference_content
     if measurement.num_compared is not None:
-        wanted["compared"] = measurement.num_compared
+        wanted |= {"compared": measurement.num_compared, "compared_content": measurement.compared_content}
     line = measurement.fid_infinity and measurement.reference is not None
     return {"wanted": wanted, "having": ("fid_infinity",) if line else ()}
 
@@ -215,6 +218,7 @@ def _measure(
         checkpoint_sha256=run.identity["checkpoint_sha256"],
         features=None if measurement is None else measurement.features_name,
         reference=None if measurement is None else measurement.reference_name,
+        reference_content=None if measurement is None else measurement.reference_content,
         **cost,
         extra={"config": run.name, **solver, **run.weights},
     )

@@ -320,7 +320,7 @@ def test_a_pickle_that_wants_to_act_is_not_run(tmp_path):
 
     path = tmp_path / "weights.pth"
     path.write_bytes(
-        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps(Bomb(), 2)
+        b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, Bomb(), []))
     )
     with pytest.raises(ValueError, match=r"the file needs __builtin__.eval .*: nothing was imported or run"):
         inception_weights.load(str(path), LAYERS)

@@ -9,6 +9,18 @@ from evaluation.runs import measurement, run
 from evaluation.runs.results import read
 
 
+@pytest.mark.parametrize(("key", "value"), [("sde.sigma_max", 50.0), ("data.name", "mnist")])
+def test_a_process_or_data_that_the_weights_do_not_know_is_refused_before_any_work(key, value):
+    config = configs.load("ve/digits_adaptive")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(
+        ValueError, match=rf"config must be that of the training.*'config.{key}'.*mismatch_al"
+    ):
+        run.prepare(config, name="digits")
+    config.model.mismatch_allowed = (key,)
+    assert run.prepare(config, name="digits").config is config
+
+
 def test_further_figures_need_no_new_samples(tmp_path):
     config = configs.load("vp/digits_adaptive")
     config.solver.name = "adaptive_exponential"
