@@ -142,7 +142,7 @@ def work(folder: Path, processes: Processes, *, num_samples: int, shard_size: in
         return solvers.stream(
             Partial(gaussian_score, sde),
             sde,
-            solvers.Adaptive(eps_rel=EPS_REL),
+            solvers.Adaptive(eps_rel=EPS_REL, noise_on_rejection="redraw"),
             key=jax.random.key(0),
             shape=SHAPE,
             sample_ids=begun_together(sample_ids, folder, processes, first=IDS_PER_LANE * lanes),

@@ -38,7 +38,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.extrapolate = placeholder(bool)  # Adaptive: keep the higher-order value
     solver.use_previous = placeholder(bool)  # Adaptive: |x'_prev| in the tolerance
     solver.error_estimate = placeholder(str)  # Adaptive: heun (stochastic improved Euler) or lamba
-    solver.noise_on_rejection = placeholder(str)  # Adaptive: redraw (as published), hold or bridge
+    solver.noise_on_rejection = placeholder(str)  # Adaptive: bridge, redraw (as published) or hold
     solver.num_steps = placeholder(int)  # every solver with fixed steps
     solver.grid = placeholder(str)  # where the fixed steps end: uniform_t, uniform_log_snr or edm
     solver.rho = placeholder(float)  # the edm grid (arXiv 2206.00364, eq. 5)
@@ -54,11 +54,12 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.churn_max = placeholder(float)  # EDM: S_tmax
     solver.churn_noise = placeholder(float)  # EDM: S_noise
 
-    # What suits this experiment's process and data better than a class's own default. A solver without the
-    # setting ignores it; config.solver overrides it.
+    # What suits this experiment's process and data better than a class's own default, or was published with
+    # it. A solver without the setting ignores it; config.solver overrides it.
     config.solver_defaults = defaults = ConfigDict()
     defaults.first_step = placeholder(float)  # 0.01 for VP and FFHQ, 0.5 for VE (arXiv 2105.14080, appendix)
     defaults.eps_abs = placeholder(float)  # one grey level: 1/256 for images in [0, 1], 2/256 for [-1, 1]
+    defaults.noise_on_rejection = "redraw"  # as published; solvers/adaptive.py says how it biases
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm
@@ -117,7 +118,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.features = "inception"
     evaluation.inception_weights = placeholder(str)  # its .pth file; None: cached, or downloaded
     evaluation.shard_size = 1024  # samples a file
-    evaluation.reference = placeholder(str)  # file of moments; None for those stored, or the data's own
+    evaluation.reference = placeholder(str)  # file of statistics; None for those of the data
 
     evaluation.fid_infinity = False  # also FID extrapolated to infinitely many samples (arXiv 1911.07023)
     # samples and images of the data that KID, precision and recall, density and coverage compare; 0 for none

@@ -51,6 +51,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "solver.churn_noise": (SAMPLES,),
     "solver_defaults.first_step": (),
     "solver_defaults.eps_abs": (),
+    "solver_defaults.noise_on_rejection": (),
     "model.name": (SAMPLES, TRAINING, WEIGHTS),
     "model.checkpoint": (),  # the hash of its content decides instead
     "model.mismatch_allowed": (),

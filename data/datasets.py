@@ -31,6 +31,8 @@ FILTERS = {  # Pillow's, which average over as many pixels as become one
 }
 RESIZE = (*FILTERS, "pad")
 
+NAMES = ("digits", *sources.PREPARED)  # of data sets that need no path
+
 SHUFFLE_SEED = 0
 
 
@@ -113,8 +115,10 @@ def fingerprint(data: Any) -> str | None:
         data: the group ``config.data``, of which name, path and split are used.
 
     Raises:
-        ValueError: for an unknown name, or a path that does not exist or holds no images.
+        ValueError: for a path that does not exist or holds no images.
     """
+    if data.path is None and data.name not in NAMES:
+        return None
     _, split = _named(data)
     prepared = _prepared(data)
     if prepared is not None:
@@ -198,10 +202,9 @@ def _source(data: Any, split: str) -> sources.Source:
     if data.name == "digits":
         require(split == "train", "config.data.split", split, "'train', which is all digits", "leave it out")
         return sources.of_array(_digits(), "digits")
-    names = ("digits", *sources.PREPARED)
-    if data.name not in names:
+    if data.name not in NAMES:
         try:
-            require_choice("config.data.name", data.name, names)
+            require_choice("config.data.name", data.name, NAMES)
         except ValueError as error:
             fix = "for other images set config.data.path to a folder, .zip or .npz file"
             raise ValueError(f"{error}; {fix}") from None

@@ -168,7 +168,8 @@ def build(config: Any) -> Network:
     network = Network(kind(**fields), model.sigma_data)
     try:
         network.module.check()
-        require_positive(sigma_data=network.sigma_data)
+        if network.sigma_data is not None:
+            require_positive(sigma_data=network.sigma_data)
     except ValueError as error:
         group = "data" if str(error).startswith(_DATA_FIELDS) else "model"
         raise ValueError(f"config.{group}.{error}") from None

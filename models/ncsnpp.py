@@ -10,13 +10,19 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models import layers
 from models.layers import AnyArray
-from sde_lib.checks import require, require_choice, require_count, require_positive
+from sde_lib.checks import (
+    is_number,
+    require,
+    require_choice,
+    require_count,
+    require_number,
+    require_positive,
+)
 
 
 class NCSNpp(nn.Module):
@@ -82,8 +88,8 @@ class NCSNpp(nn.Module):
         """
         check_common(self)
         require_positive(fourier_scale=self.fourier_scale)
-        require(
-            0 <= self.init_scale < float("inf"), "init_scale", self.init_scale, "a number >= 0", "set it to 0"
+        require_number(
+            "init_scale", self.init_scale, lambda s: 0 <= s < float("inf"), "a number >= 0", "set it to 0"
         )
         require_choice("resblock_type", self.resblock_type, ("biggan", "ddpm"))
         require_choice("progressive", self.progressive, ("none", "output_skip", "residual"))
@@ -221,7 +227,9 @@ def check_common(module: Any) -> None:
         "one whole number >= 1 for each resolution",
         "set it, for example, to (1, 2, 2, 2)",
     )
-    require(0 <= module.dropout < 1, "dropout", module.dropout, "a rate in [0, 1)", "set it to 0 for none")
+    require_number(
+        "dropout", module.dropout, lambda p: 0 <= p < 1, "a rate in [0, 1)", "set it to 0 for none"
+    )
     levels = len(module.ch_mult)
     factor = 2 ** (levels - 1)
     require(
@@ -249,7 +257,7 @@ def check_common(module: Any) -> None:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    return is_number(value, whole=True) and bool(value >= least)
 
 
 def check_images(module: Any, x: AnyArray) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_known(*values: Any) -> bool:
@@ -27,7 +28,7 @@ def is_number(value: Any, *, whole: bool = False) -> bool:
         return False
     if hasattr(value, "dtype"):
         kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
-        return value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+        return np.shape(value) == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     return isinstance(value, int if whole else int | float)
 
 

@@ -61,7 +61,7 @@ class SDE(Protocol):
         ...
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
-        """A draw from the distribution that sampling starts from at t = T: the marginal there, or nearly so."""
+        """A draw from the distribution that sampling starts from, about the marginal at t = T."""
         ...
 
     def network_time(self, t: Scalar) -> Scalar:
@@ -91,8 +91,8 @@ class VESDE:
 
     sigma(t) = sigma_min (sigma_max/sigma_min)^t, in data units; data lie in [0, 1].
 
-    The prior is N(0, sigma(T)^2 I), the marginal at T of data that are 0. It leaves out the mean and the spread
-    of the data, which is fair only if sigma(T) is large against both.
+    The prior is N(0, sigma(T)^2 I), the marginal at T of data that are 0. It leaves out the mean and the
+    spread of the data, which is fair only if sigma(T) is large against both.
 
     Attributes:
         sigma_min: noise level at t = 0.
@@ -183,9 +183,9 @@ class _LinearBeta:
         return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
 
-# The prior of VP and sub-VP, N(0, I), leaves out alpha(T) times the data. At this limit, a pixel of 1 is missed
-# by a twentieth of the noise's deviation. The probability flow passes that on as a twentieth of the deviation
-# of the data, about what one hundred samples resolve. The published processes have 0.0066.
+# The prior of VP and sub-VP, N(0, I), leaves out alpha(T) times the data. At this limit, it misses a mean of
+# 1 by a twentieth of the noise's deviation. The probability flow turns that into a twentieth of the data's
+# deviation, which is the standard error of the mean of 400 samples. The published processes have 0.0066.
 LARGEST_ALPHA = 0.05
 
 
@@ -222,8 +222,8 @@ class VPSDE:
         eps, T: end and start time of sampling.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T, and for an alpha(T) above 0.05, at which the
-            marginal is not yet the prior N(0, I).
+        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T, and for an alpha(T) above 0.05, where
+            the marginal is not yet the prior N(0, I).
 
     Example:
         >>> from sde_lib import VPSDE
@@ -285,8 +285,8 @@ class SubVPSDE:
         eps, T: end and start time of sampling.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T, and for an alpha(T) above 0.05, at which the
-            marginal is not yet the prior N(0, I).
+        ValueError: unless 0 < beta_min <= beta_max and 0 < eps < T, and for an alpha(T) above 0.05, where
+            the marginal is not yet the prior N(0, I).
 
     Example:
         >>> from sde_lib import SubVPSDE

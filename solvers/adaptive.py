@@ -125,11 +125,29 @@ class Adaptive:
         use_previous: whether δ includes |x'_prev|.
         error_estimate: "heun" as above; or "lamba" (Lamba 2003): E = −(h/2) [f(m, t − h) − f(x, t)] with
             m = x − h f(x, t), the drift alone, and δ from the kept value without its noise.
-        noise_on_rejection: "redraw" draws a new z for the next try (as published; it biases the accepted
-            noise); "hold" keeps the sample's z until a step is accepted; "bridge" stays on one Brownian path,
-            like RSwM3 (Rackauckas & Nie 2017): a shorter step draws its noise from the bridge to the points
-            that rejected steps have drawn, and so do the following steps until they are past these points.
-            The ``KNOWN_POINTS`` nearest points are kept.
+        noise_on_rejection: "bridge" stays on one Brownian path, like RSwM3 (Rackauckas & Nie 2017): a shorter
+            step draws its noise from the bridge to the points that rejected steps have drawn, and so do the
+            following steps until they are past these points. The ``KNOWN_POINTS`` nearest points are kept.
+            "redraw" draws a new z for the next try (as published), and "hold" keeps the sample's z until a
+            step is accepted. Both bias the accepted noise; see below.
+
+    In few dimensions, a step is accepted or rejected for its noise, and "redraw" and "hold" then keep the
+    noise that suits the step. On data ~ N(2, 0.5² I) in two dimensions (VP, eps_abs 0.0078, 100,000 samples),
+    the mean and the deviation come out as
+
+        eps_rel      redraw            hold              bridge            standard error
+        0.1          2.088, 0.489      2.024, 0.476      1.979, 0.497      0.0011, 0.0008
+        0.05         2.078, 0.512      2.030, 0.479      1.992, 0.498
+        0.02         2.057, 0.542      2.028, 0.486      1.997, 0.499
+        0.01         2.043, 0.556      2.015, 0.495      2.001, 0.500
+
+    The bias of "redraw" does not vanish with the tolerance: that of the mean shrinks slowly, and that of the
+    deviation grows. What "bridge" leaves is the error of the Heun step itself, which does vanish: at eps_rel
+    0.1 and 0.05, fresh noise on the steps of another sample gives means of 1.981 and 1.994 (± 0.002). In one
+    dimension it is larger: at 0.05 the mean is 1.971 for "bridge" and 1.975 on another sample's steps
+    (± 0.002). With more dimensions the policies agree, since the norm of a sample's noise hardly varies: at
+    0.05, "redraw" and "bridge" have means of 2.042 and 1.992 in 8 dimensions, 2.003 and 1.995 in 64
+    (± 0.001), and 1.995 and 1.996 in 1,024 (± 0.0005).
 
     Raises:
         ValueError: for a number out of range or an unknown choice.
@@ -152,7 +170,7 @@ class Adaptive:
     extrapolate: bool = dataclasses.field(default=True, metadata=STATIC)
     use_previous: bool = dataclasses.field(default=True, metadata=STATIC)
     error_estimate: ErrorEstimate = dataclasses.field(default="heun", metadata=STATIC)
-    noise_on_rejection: NoiseOnRejection = dataclasses.field(default="redraw", metadata=STATIC)
+    noise_on_rejection: NoiseOnRejection = dataclasses.field(default="bridge", metadata=STATIC)
 
     evaluations_per_step: ClassVar[int] = 2
 
@@ -207,7 +225,8 @@ class Adaptive:
             draw += state.rejected
         z = standard_normal(state.key, draw, state.x.shape, state.x.dtype)
         if state.path is not None:
-            z = state.path.draw(state.h, z) / jnp.sqrt(state.h)
+            # the barrier: as a quotient by a root, it would be rounded differently on another number of devices
+            z = state.path.draw(state.h, z) / jax.lax.optimization_barrier(jnp.sqrt(state.h))
         x_proposed = state.x - state.h * reverse_drift(sde, state.x, state.t, state.score)
         if self.error_estimate == "heun":
             x_proposed += self._noise(sde, state.t, state.h, z)

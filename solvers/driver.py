@@ -30,14 +30,21 @@ from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from sde_lib import SDE, ScoreFn
-from sde_lib.checks import require, require_count, require_shared
+from sde_lib.checks import require_count, require_number, require_shared
+from solvers.arguments import (
+    all_unless_named,
+    as_arrays,
+    check_output,
+    check_setting,
+    checked_score_fn,
+    checked_shape,
+)
 from solvers.device_memory import Devices, out_of_memory_explained
 from solvers.interface import Solver, Status
 from solvers.lanes import (
     AXIS,
     OWN,
     SHARED,
-    VECTOR,
     Counts,
     Finished,
     Lanes,
@@ -52,6 +59,7 @@ from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
 
 SECONDS_PER_CALL = 0.5  # aim for the length of a call of the compiled loop
 MAX_EVALUATIONS = 100_000
+LANES = 128  # by default, if the devices can share them
 # Ids that a device is given for each of its lanes. No call is longer than the mean sample, so a device
 # returns before it runs out of ids, unless many samples take less than half as long as the mean.
 IDS_PER_LANE = 2
@@ -112,7 +120,7 @@ def sample(
     shape: Sequence[int],
     num_samples: int | None = None,
     sample_ids: Sequence[int] | np.ndarray | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     denoise: bool = True,
     max_evaluations: int = MAX_EVALUATIONS,
     dtype: Any = jnp.float32,
@@ -127,11 +135,12 @@ def sample(
             is compiled as it stands.
         sde: the process that the score belongs to.
         solver: the method that takes a sample from T to eps.
-        key: root of all randomness.
+        key: root of all randomness, one key of ``jax.random.key``.
         shape: of one sample.
         num_samples: how many to draw, with the ids 0 to num_samples − 1.
         sample_ids: the ids to draw, instead of ``num_samples``; unsigned 32-bit.
         batch_size: lanes of all devices together, shared evenly; fewer are used if there are fewer samples.
+            None for 128, or the next lower number that the devices can share.
         denoise: end with one Tweedie step, which takes one more evaluation.
         max_evaluations: a sample that needs more stops with ``Status.MAX_EVALUATIONS``.
         dtype: of the solver's state.
@@ -143,7 +152,8 @@ def sample(
 
     Raises:
         ValueError: for a count below one, a batch size that the devices cannot share or that does not fit in
-            their memory, or a score function that does not keep the shape of the batch.
+            their memory, a score function that does not keep the shape of the batch or is not real, a process
+            or solver whose class is not a pytree, or a call inside ``jax.jit``, ``jax.vmap`` or ``jax.grad``.
 
     Example:
         >>> import jax, sde_lib, solvers
@@ -161,7 +171,9 @@ def sample(
         0.5
     """
     ids = ids_asked_for(num_samples, sample_ids)
-    devices = _all_unless_named(devices)
+    devices = all_unless_named(devices)
+    if batch_size is None:
+        batch_size = max(LANES // len(devices), 1) * len(devices)
     parts = list(
         stream(
             score_fn,
@@ -254,15 +266,18 @@ def stream(
         100
     """
     require_count(lanes=lanes, max_evaluations=max_evaluations)
-    devices = _all_unless_named(devices)
+    allowed, fix = "below 2^31", "lower it; no sample needs as many"
+    require_number("max_evaluations", max_evaluations, lambda most: most < 2**31, allowed, fix)
+    devices = all_unless_named(devices)
     require_shared("lanes", lanes, len(devices), "devices")
     per_device = lanes // len(devices)
     queues = Queues(sample_ids, num_devices=len(devices), length=IDS_PER_LANE * per_device)
     if total is None and isinstance(sample_ids, Sequence | np.ndarray):
         total = len(sample_ids)
-    shape = tuple(shape)
+    shape = checked_shape(shape)
+    check_setting(sde, key, shape, dtype, solver=solver)
     score_fn = checked_score_fn(score_fn, per_device, shape, dtype)
-    _check_output(output, shape, dtype)
+    check_output(output, shape, dtype)
     if queues.done:
         return
 
@@ -394,58 +409,3 @@ def _joined(array: Any, lengths: Any) -> np.ndarray:
     shares = array.reshape(len(lengths), -1, *array.shape[1:])
     # cut and copied on the host: on the device, a slice would be compiled for every length
     return np.concatenate([share[:length] for share, length in zip(shares, lengths, strict=True)])
-
-
-def _all_unless_named(devices: Devices | None) -> Devices:
-    devices = jax.local_devices() if devices is None else devices
-    require(
-        len(devices) > 0,
-        "devices",
-        devices,
-        "a list of at least one of jax.devices()",
-        "leave it out to use all devices",
-    )
-    return devices
-
-
-def checked_score_fn(
-    score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtype: Any
-) -> jax.tree_util.Partial:
-    """The score function as a pytree.
-
-    Raises:
-        ValueError: unless it keeps the shape of a batch of this many samples.
-    """
-    if not isinstance(score_fn, jax.tree_util.Partial):
-        score_fn = jax.tree_util.Partial(score_fn)
-    x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
-    score = jax.eval_shape(score_fn, x, t)
-    require(
-        getattr(score, "shape", None) == x.shape,
-        "score_fn(x, t)",
-        score,
-        f"one array of x's shape {x.shape}",
-        "return one score for every element of x; t has shape [batch]",
-    )
-    return score_fn
-
-
-def _check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:
-    x = jax.ShapeDtypeStruct((VECTOR, *shape), dtype)
-    made = jax.eval_shape(output, x)
-    require(
-        getattr(made, "shape", (0,))[:1] == x.shape[:1],
-        "output(x)",
-        made,
-        f"one array with a row for each of x's {x.shape[0]} samples",
-        "return one result for every sample of x",
-    )
-
-
-def as_arrays(settings: Any, dtype: Any) -> Any:
-    """The numbers of a pytree as arrays, so that a number of another value or type does not recompile."""
-    return jax.tree.map(functools.partial(_setting, dtype), settings)
-
-
-def _setting(dtype: Any, value: Any) -> Array:
-    return jnp.asarray(value, dtype if isinstance(value, float) else jnp.asarray(value).dtype)

@@ -36,7 +36,10 @@ FEW_STEPS = 10  # in runs of up to this many steps, the last steps use fewer pre
 def require_history(order: int, num_steps: int | Count) -> None:
     """Raises ValueError for fewer steps than ``order``, unless JAX traces the number."""
     require_count(num_steps=num_steps)
-    allowed, fix = f"at least {order} for a solver of order {order}", "take more steps or a solver of lower order"
+    allowed, fix = (
+        f"at least {order} for a solver of order {order}",
+        "take more steps or a solver of lower order",
+    )
     require_number("num_steps", num_steps, lambda steps: steps >= order, allowed, fix)
 
 

@@ -26,7 +26,8 @@ from sde_lib import SDE, ScoreFn, reverse_drift
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require, require_choice, require_count, require_positive
 from sde_lib.pytrees import register_dataclass
-from solvers.driver import Solution, as_arrays, checked_score_fn
+from solvers.arguments import as_arrays, check_setting, checked_score_fn, checked_shape
+from solvers.driver import Solution
 from solvers.interface import Status
 from solvers.noise import prior_key, sample_key
 from solvers.progress import bar as progress_bar
@@ -132,6 +133,8 @@ def sample(
     require_choice("solver_name", solver_name, METHODS)
     ids = ids_asked_for(num_samples, sample_ids)
     require_count(batch_size=batch_size, max_steps=max_steps)
+    shape = checked_shape(shape)
+    check_setting(sde, key, shape, dtype, solver=None)
     sde, steps = as_arrays((sde, _checked_steps(num_steps, rtol, atol, first_step)), dtype)
     lanes = min(batch_size, len(ids))
     program = _Program(
@@ -139,10 +142,10 @@ def sample(
         adaptive=num_steps is None,
         max_steps=max_steps,
         denoising=denoise,
-        shape=tuple(shape),
+        shape=shape,
         dtype=jnp.dtype(dtype),
     )
-    score_fn = checked_score_fn(score_fn, lanes, program.shape, dtype)
+    score_fn = checked_score_fn(score_fn, lanes, shape, dtype)
 
     start = time.perf_counter()
     padded = np.resize(ids, -(-len(ids) // lanes) * lanes)  # the last batch is filled up with the first ids

@@ -1,7 +1,7 @@
 """Shapes and dtypes in signatures are checked here at run time; compiled programs are kept between runs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -19,6 +19,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 PACKAGES = ["sde_lib", "solvers", "models", "data", "training", "evaluation"]
 jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, also for the commands that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,10 @@ It is exp E_x KL(p(y|x) || p(y)), as mean and standard deviation over splits (Sa
 1606.03498, section 4). A split needs only the sums of p(y|x) and of sum_y p log p, so the samples can come in
 pieces of any size.
 
-The score of n samples in a split cannot exceed n, and is far below that of infinitely many samples where the
-classes are many. So the interval is for the expected score of as many samples in as many splits. The splits
-are independent samples of the model, so their deviation alone gives it.
+The score of a split cannot exceed its number of samples, and is far below that of infinitely many samples
+where the classes are many. So the interval is for the expected score of as many samples in as many splits. The
+splits are independent samples of the model, so their deviation alone gives it. It holds that score in 92 to
+98 % of cases, for 10 and 1,008 classes and 300 to 5,000 samples (``python -m benchmarks.coverage``).
 """
 
 from __future__ import annotations

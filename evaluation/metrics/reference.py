@@ -362,7 +362,7 @@ def _check(moments: Moments, path: Path, network: FeatureNetwork) -> None:
     require_fit(
         smallest >= -NEGATIVE * largest,
         "statistics whose covariance has no eigenvalue below 0",
-        f"compute them again; the smallest eigenvalue is {smallest:.3g} and the largest {largest:.3g}, of which "
-        f"rounding explains -{NEGATIVE:g} at most",
+        f"compute them again; the smallest eigenvalue is {smallest:.3g} and the largest {largest:.3g}, and "
+        f"rounding explains -{NEGATIVE:g} of it at most",
     )
     require_comparable(Source.of(network, data="samples", split="all"), moments.source)

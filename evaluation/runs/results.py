@@ -148,7 +148,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(workdir) / "results.jsonl"
     content = read_file(path) or b""
-    results = []
+    results: list[dict[str, Any]] = []
     *lines, last = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -158,7 +158,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
         is_result = isinstance(result, dict) and "config_hash" in result
         require(is_result, f"line {number} of {path}", _shortened(line), "a result of this project", FIX)
         results.append(result)
-    is_torn = last.startswith(BEGINNING) or BEGINNING.startswith(last)
+    is_torn = results or last.startswith(BEGINNING) or BEGINNING.startswith(last)
     require(is_torn, f"last line of {path}", _shortened(last), "a result of this project", FIX)
     return results
 

@@ -1,6 +1,7 @@
 """One truth for settings: what each key decides, and which solver has it."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,10 +68,25 @@ def test_every_solver_key_is_a_placeholder():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_defaults_live_in_the_solvers_class(name):
+def test_defaults_live_in_the_solvers_class_and_the_published_setting_in_the_config(name):
     config = get_config()
     config.solver.name = name
-    assert solvers.from_config(config.solver, config.solver_defaults) == SOLVERS[name]()
+    published = {"noise_on_rejection": "redraw"} if name == "adaptive" else {}
+    assert solvers.from_config(config.solver, config.solver_defaults) == SOLVERS[name](**published)
+    assert solvers.from_config(config.solver) == SOLVERS[name]()
+    assert {key: value for key, value in config.solver_defaults.items() if value is not None} == {
+        "noise_on_rejection": "redraw"
+    }
+
+
+def test_every_config_samples_as_published():
+    files = sorted(Path(configs.__file__).parent.glob("*/[!_]*.py"))
+    assert files
+    for file in files:
+        config = configs.load(f"{file.parent.name}/{file.stem}")
+        solver = solvers.from_config(config.solver, config.solver_defaults)
+        assert isinstance(solver, solvers.Adaptive)
+        assert solver.noise_on_rejection == "redraw"
 
 
 FOREIGN = [(name, setting) for name in SOLVERS for setting in VALUES if setting not in settings_of(name)]
@@ -115,9 +131,11 @@ def test_every_setting_of_every_solver_is_a_key():
 def test_defaults_of_an_experiment_reach_the_solvers_that_have_them_and_give_way():
     config = configs.load("ve/digits_adaptive")
     adaptive = solvers.from_config(config.solver, config.solver_defaults)
-    assert adaptive == solvers.Adaptive(first_step=0.5)
+    published: Any = {"noise_on_rejection": "redraw"}
+    assert adaptive == solvers.Adaptive(first_step=0.5, **published)
     config.solver.first_step = 0.1
-    assert solvers.from_config(config.solver, config.solver_defaults) == solvers.Adaptive(first_step=0.1)
+    adaptive = solvers.from_config(config.solver, config.solver_defaults)
+    assert adaptive == solvers.Adaptive(first_step=0.1, **published)
     config.solver.first_step = None
     config.solver.name = "ddim"
     assert solvers.from_config(config.solver, config.solver_defaults) == solvers.DDIM()

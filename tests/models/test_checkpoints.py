@@ -274,7 +274,7 @@ def test_settings_that_the_process_does_not_have_and_its_end_may_differ(made):
     assert_same(restore(paths["own"], config)[0], ema)
 
 
-@pytest.mark.parametrize(("key", "value"), [("sde.beta_min", 0.2), ("sde.beta_max", 10.0)])
+@pytest.mark.parametrize(("key", "value"), [("sde.beta_min", 0.2), ("sde.beta_max", 25.0)])
 def test_weights_of_another_vp_process(key, value, tmp_path):
     config = tiny.config()
     params = tiny.params(config)

@@ -1,5 +1,7 @@
 """Compares the processes with their own moment equations and closed forms."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_inverse_log_snr_inverts(sde):
 
 
 def test_the_inverse_holds_for_a_constant_beta():
-    test_inverse_log_snr_inverts(VPSDE(beta_min=2.0, beta_max=2.0))
+    test_inverse_log_snr_inverts(VPSDE(beta_min=8.0, beta_max=8.0))
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -88,6 +90,51 @@ def test_the_prior_has_the_deviation_of_the_last_marginal(sde):
     # the deviation of 1e5 normals has an error of 0.22 %; five times that is exceeded once in two million
     # runs
     assert abs(np.std(x) / sigma - 1) < 5 * 0.0022
+
+
+@pytest.mark.parametrize("T", [0.5, 0.8, 1.5])
+def test_the_prior_of_ve_is_the_marginal_at_its_own_start(T):
+    """The deviation of 1e5 normals has an error of 0.22 %; five times that, once in two million runs."""
+    sde = VESDE(T=T)
+    x = sde.prior(jax.random.key(0), (100_000,))
+    assert abs(np.std(x) / (0.01 * 5000**T) - 1) < 5 * 0.0022
+
+
+@pytest.mark.parametrize("sigma_max", [5.0, 50.0, 380.0, 1348.0])
+def test_the_prior_of_ve_is_the_published_one_to_the_bit(sigma_max):
+    sde, key = jax.tree.map(jnp.float32, VESDE(sigma_max=sigma_max)), jax.random.key(0)
+    published = jnp.float32(sigma_max) * jax.random.normal(key, (1000,))
+    np.testing.assert_array_equal(sde.prior(key, (1000,)), published)
+    compiled = jax.jit(lambda sde, key: sde.prior(key, (1000,)))
+    np.testing.assert_array_equal(compiled(sde, key), published)
+
+
+@pytest.mark.parametrize("process", [VPSDE, SubVPSDE])
+def test_a_start_at_which_the_data_still_show_is_refused(process):
+    message = (
+        r"^T must be a time at which only noise is left, with alpha\(T\) <= 0.05 \(got 0.5\): "
+        r"raise T or the betas, since alpha\(T\) = 0.28 "
+    )
+    with pytest.raises(ValueError, match=message):
+        process(T=0.5)
+    with pytest.raises(ValueError, match=message):
+        process(T=np.float32(0.5))
+    with pytest.raises(ValueError, match=r"alpha\(T\) = 0.36"):
+        process(beta_max=4.0)
+    # these are noise enough
+    assert process(T=0.8).marginal(0.8)[0] < 0.05
+    assert process(beta_max=4.0, T=2.0).marginal(2.0)[0] < 0.05
+
+
+def test_a_config_whose_start_is_not_noise_is_refused():
+    config = get_config()
+    config.sde.T = 0.5
+    ve: Any = from_config(config.sde)
+    assert ve.prior(jax.random.key(0), (1000,)).std() < 1
+    for name in ("vp", "subvp"):
+        config.sde.name = name
+        with pytest.raises(ValueError, match=r"^config.sde.T must be .* \(got 0.5\)"):
+            from_config(config.sde)
 
 
 def test_a_network_gets_the_published_time_labels(sde):

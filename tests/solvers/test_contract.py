@@ -46,7 +46,7 @@ CAP = 1000  # evaluations of one sample, so that an endless loop fails
 TABLE = {
     "adaptive": (ADAPTIVE, {"eps_rel": 0.1, "safety": 0.8}),
     "adaptive_hold": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "hold"}),
-    "adaptive_bridge": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "bridge"}),
+    "adaptive_redraw": (ADAPTIVE, {"eps_rel": 0.1, "noise_on_rejection": "redraw"}),
     "adaptive_exponential": (AdaptiveExponential(), {"eps_rel": 0.05, "eta": 0.5}),
     "adaptive_exponential_ode": (AdaptiveExponential(eta=0.0), {"eps_rel": 0.05, "eta": 0.5}),
     "euler_maruyama": (EulerMaruyama(num_steps=STEPS), {"num_steps": 5}),

@@ -50,6 +50,7 @@ def draw_on_eight_devices(path):
         keep("uneven", sample(*PROBLEM, **SETTINGS, num_samples=UNEVEN, batch_size=LANES))
     found["compiled"] = np.array(len(compiled))
     keep("few", sample(*PROBLEM, **SETTINGS, num_samples=FEW))
+    keep("three", sample(*PROBLEM, **SETTINGS, num_samples=UNEVEN, devices=devices[:3]))
 
     # a run on eight devices, interrupted after some samples, and resumed on four
     ids, x = np.empty(0, int), np.empty((0, *SHAPE), np.float32)
@@ -134,6 +135,12 @@ def test_few_samples_on_many_devices(found):
 def test_a_number_of_samples_that_the_devices_do_not_divide(found):
     np.testing.assert_array_equal(found["uneven.x"], found["1.x"][:UNEVEN])
     assert (found["uneven.calls"] > 0).all()
+
+
+def test_three_devices_share_the_default_batch_size(found):
+    """Of 128 lanes, which three devices cannot share, they take 126."""
+    np.testing.assert_array_equal(found["three.x"], found["1.x"][:UNEVEN])
+    assert (found["three.calls"] > 0).all()
 
 
 def test_other_ids_on_the_same_devices_do_not_compile(found):

@@ -19,9 +19,7 @@ def made(defaults=None, **settings):
     config = get_config()
     for name, value in settings.items():
         config.solver[name] = value
-    for name, value in (defaults or {}).items():
-        config.solver_defaults[name] = value
-    return from_config(config.solver, config.solver_defaults)
+    return from_config(config.solver, defaults)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -38,9 +36,9 @@ def test_one_default_tolerance_serves_both_adaptive_solvers():
 
 
 def test_an_experiments_defaults_apply_where_the_solver_has_them_and_the_config_is_silent():
-    suited = {"first_step": 0.5, "eps_abs": 2 / 256}
-    assert made(suited, name="adaptive") == Adaptive(first_step=0.5, eps_abs=2 / 256)
-    assert made(suited, name="adaptive", first_step=0.1) == Adaptive(first_step=0.1, eps_abs=2 / 256)
+    suited = {"first_step": 0.5, "eps_abs": 2 / 256, "noise_on_rejection": "hold"}
+    assert made(suited, name="adaptive") == Adaptive(**suited)
+    assert made(suited, name="adaptive", first_step=0.1) == Adaptive(**(suited | {"first_step": 0.1}))
     assert made(suited, name="adaptive_exponential") == AdaptiveExponential(eps_abs=2 / 256)
     assert made(suited, name="ddim") == SOLVERS["ddim"]()
 

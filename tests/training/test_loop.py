@@ -183,6 +183,15 @@ def test_another_configs_workdir_is_refused_and_kept(tiny, tmp_path):
     assert json.loads(before)["training.learning_rate"] == 0.001
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoints", "tensorboard", "snapshots"])
+def test_files_of_somebody_else_are_not_written_over(name, tiny, tmp_path):
+    (tmp_path / name).mkdir()
+    message = rf"workdir must be a folder that is new .* a training .*, or move {name} away"
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, tiny_config(num_steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [

@@ -6,7 +6,6 @@ import scipy.stats
 
 from evaluation.metrics.bootstrap import FrechetReplicates, MeanReplicates, interval, weights
 from evaluation.metrics.fid import Moments, Source, fid
-from evaluation.metrics.inception_score import InceptionScore, inception_score
 
 SOURCE = Source(features="plain", features_sha256="00", preprocessing="none", data="made up", split="all")
 
@@ -47,26 +46,17 @@ def test_weights_are_independent_poisson_variables():
 
 def test_replicates_are_the_figures_of_repeated_samples():
     random = np.random.default_rng(1)
-    features, logits = random.standard_normal((60, 4)) + 3, random.standard_normal((60, 5))
+    features = random.standard_normal((60, 4)) + 3
     drawn = weights(np.arange(60), 6)
     mean, distance = MeanReplicates(6), FrechetReplicates(normal(4), 6)
-    score = InceptionScore(num_samples=60, num_classes=5, splits=2, replicates=6)
     for part in (slice(0, 25), slice(25, 60)):
         mean.add(features[part, 0], drawn[part])
         distance.add(features[part], drawn[part])
-        score.add(logits[part], drawn[part])
-    for i, (of_mean, of_distance, of_score) in enumerate(
-        zip(mean.result(), distance.result(), score.replicates(), strict=True)
-    ):
+    for i, (of_mean, of_distance) in enumerate(zip(mean.result(), distance.result(), strict=True)):
         repeated = np.repeat(np.arange(60), drawn[:, i])
         assert of_mean == pytest.approx(features[repeated, 0].mean(), rel=1e-13)
         expected = fid(Moments.of(features[repeated], SOURCE), normal(4))
         assert of_distance == pytest.approx(expected, rel=1e-10)  # second moments about 0 lose two digits
-        halves = [logits[repeated[repeated < 30]], logits[repeated[repeated >= 30]]]
-        assert of_score == pytest.approx(
-            np.mean([inception_score(x, splits=1)[0] for x in halves]), rel=1e-12
-        )
-    assert score.result() == pytest.approx(inception_score(logits, splits=2), rel=1e-13)
 
 
 # --- intervals ---
@@ -86,14 +76,6 @@ def _fid_interval(random: np.random.Generator, ids: np.ndarray):
     return interval(fid(Moments.of(features, SOURCE), normal(3)), replicates.result(), lowest=0.0)
 
 
-def _is_interval(random: np.random.Generator, ids: np.ndarray):
-    classes = random.choice(4, len(ids), p=[0.1, 0.2, 0.3, 0.4])
-    logits = np.where(np.arange(4) == classes[:, None], 0.0, -np.inf)
-    score = InceptionScore(num_samples=len(ids), num_classes=4, splits=5, replicates=200)
-    score.add(logits, weights(ids))
-    return interval(score.result()[0], score.replicates(), lowest=1.0)
-
-
 def _nfe_interval(random: np.random.Generator, ids: np.ndarray):
     nfe = 20 + random.poisson(30, len(ids))
     replicates = MeanReplicates()
@@ -106,8 +88,6 @@ def _nfe_interval(random: np.random.Generator, ids: np.ndarray):
     [
         # |m|^2 + sum (sqrt a − sqrt b)^2, in 3 dimensions
         (_fid_interval, 3 * 0.3**2 + 3 * 0.2**2),
-        # samples of sure class: the exponential of the classes' entropy
-        (_is_interval, np.exp(scipy.stats.entropy([0.1, 0.2, 0.3, 0.4]))),
         (_nfe_interval, 50),
     ],
 )
@@ -120,6 +100,17 @@ def test_intervals_hold_the_truth_as_often_as_they_say(of, truth):
     # and not because they are wide: their deviation is that of the 40 figures, which 40 figures show to 11 %
     claimed, shown = (high - low).mean() / (2 * 1.96), ((low + high) / 2).std(ddof=1)
     assert claimed == pytest.approx(shown, rel=0.4)
+
+
+def test_samples_that_are_the_reference_itself_have_an_interval_of_no_width():
+    """FID is then 0, and less by its bias: no samples of the same distribution are that near."""
+    features = np.random.default_rng(4).standard_normal((250, 12))
+    reference = Moments.of(features, SOURCE)
+    replicates = FrechetReplicates(reference, 100)
+    replicates.add(features, weights(np.arange(250), 100))
+    distance = fid(reference, reference)
+    assert distance == pytest.approx(0, abs=1e-12)
+    assert interval(distance, replicates.result(), lowest=0.0) == [0.0, 0.0]
 
 
 def test_moments_of_replicates_are_for_few_dimensions_and_enough_samples():

@@ -102,6 +102,7 @@ def test_optional_figures_are_those_of_the_functions(network):
     assert found.keys() - plain.keys() == {
         "fid_infinity",
         "compared",
+        "compared_content",
         "kid",
         "kid_std",
         *precision_recall(kept, data),

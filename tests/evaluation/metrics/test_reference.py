@@ -12,12 +12,14 @@ import pytest
 from jax.tree_util import Partial
 
 from configs.base import get_config
+from configs.ve import mnist_adaptive
 from data import datasets
 from evaluation.metrics import reference
-from evaluation.metrics.features import FeatureNetwork
-from evaluation.metrics.fid import Moments, fid, save_moments
+from evaluation.metrics.features import FeatureNetwork, load_features
+from evaluation.metrics.fid import Moments, Source, fid, save_moments
 from evaluation.metrics.measurement import Measurement
 from evaluation.runs.images import evaluate_images
+from tests.conftest import SHARED
 
 
 def _first_pixels(images):
@@ -34,6 +36,7 @@ NETWORK = FeatureNetwork(
     image_shape=(8, 8, 1),
     forward=Partial(_first_pixels),
 )
+DESCRIBED = {"data": "digits", "split": "train", "image_size": 8, "num_channels": 1, "content": "d1915"}
 OTHERS = {
     "features": dataclasses.replace(NETWORK, name="other"),
     "features_sha256": dataclasses.replace(NETWORK, sha256="00"),
@@ -49,14 +52,15 @@ def images():
 @pytest.fixture
 def digits(images, tmp_path, monkeypatch):
     """Arguments of ``find`` and ``store`` for the digits, and a list that grows when they are opened."""
-    monkeypatch.setattr(reference, "FOLDER", tmp_path / "stored")
+    monkeypatch.setattr(reference, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     opened = []
 
     def pieces():
         opened.append(1)
         return iter([images[:1000], images[1000:]])
 
-    return {"given": None, "data": "digits", "split": "train", "pieces": pieces}, opened
+    return {"given": None, "pieces": pieces, **DESCRIBED}, opened
 
 
 def _same(first: Moments, second: Moments) -> None:
@@ -73,24 +77,121 @@ def test_moments_in_pieces_are_those_of_all_images(images, digits):
     np.testing.assert_allclose(moments.covariance, np.cov(pixels.T), rtol=1e-10, atol=1e-9)
 
 
-def test_moments_are_computed_once_and_found_again(digits):
+@pytest.mark.parametrize("first", [reference.find, lambda *a, **k: reference.store(*a, **k)[1]])
+def test_moments_are_computed_once_and_found_again(first, digits, tmp_path):
     known, opened = digits
-    computed = reference.find(NETWORK, **known)
-    path, stored = reference.store(NETWORK, **known)
-    _same(computed, stored)
-    assert len(opened) == 2
-    assert path.parent == reference.FOLDER
+    computed = first(NETWORK, **known)
+    (path,) = tmp_path.glob("**/*.npz")
+    assert path.parent == tmp_path / "cache" / "gotta-go-fast" / "reference"
+    assert path.name.startswith("digits_train_pixels_")
     written = path.stat().st_mtime_ns
-    _same(reference.store(NETWORK, **known)[1], stored)
-    _same(reference.find(NETWORK, **known), stored)
+    again, stored = reference.store(NETWORK, **known)
+    _same(stored, computed)
+    _same(reference.find(NETWORK, **known), computed)
+    assert len(opened) == 1
+    assert (again, path.stat().st_mtime_ns) == (path, written)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split": "test"},
+        {"data": "digits 16x16 box"},
+        {"image_size": 16},
+        {"num_channels": 3},
+        {"content": "somebody's own digits"},
+        {"network": OTHERS["features"]},
+        {"network": OTHERS["features_sha256"]},
+        {"network": OTHERS["preprocessing"]},
+    ],
+    ids=str,
+)
+def test_stored_moments_are_taken_for_no_others(changes, digits):
+    known, opened = digits
+    reference.store(NETWORK, **known)
+    reference.find(
+        changes.get("network", NETWORK), **known | {k: v for k, v in changes.items() if k != "network"}
+    )
     assert len(opened) == 2
-    assert path.stat().st_mtime_ns == written
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    # another part, other data and other features are not taken for these
-    for changes in ({"split": "test"}, {"data": "digits 16x16 box"}):
-        reference.find(NETWORK, **known | changes)
-    reference.find(OTHERS["features_sha256"], **known)
-    assert len(opened) == 5
+
+
+def test_names_that_differ_in_signs_only_have_files_of_their_own(digits):
+    known, _ = digits
+    for key, values in {
+        "split": ("train[:100]", "train[100:]", "train[:100%]"),
+        "data": ("数字", "цифры", "dig its", "dig_its", "x" * 300, "x" * 301),
+    }.items():
+        paths = {reference.store(NETWORK, **known | {key: value})[0] for value in values}
+        assert len(paths) == len(values)
+        for value in values:
+            assert getattr(reference.find(NETWORK, **known | {key: value}).source, key) == value
+
+
+def test_a_stored_file_whose_content_is_of_another_source_is_not_taken(digits):
+    known, opened = digits
+    path, _ = reference.store(NETWORK, **known)
+    other, _ = reference.store(NETWORK, **known | {"content": "other"})
+    other.replace(path)
+    assert reference.find(NETWORK, **known).source.content == "d1915"
+    assert len(opened) == 3
+
+
+def test_damaged_stored_moments_are_computed_again(digits):
+    known, _ = digits
+    path, stored = reference.store(NETWORK, **known)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(
+        UserWarning, match="must be a file of statistics.*: these statistics are computed again"
+    ):
+        _same(reference.find(NETWORK, **known), stored)
+    _same(reference.load(path, NETWORK), stored)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(digits, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.warns(
+        UserWarning, match="cannot write .*: the next run computes the reference statistics again"
+    ):
+        assert reference.find(NETWORK, **digits[0]).count == 1797
+
+
+def test_where_the_images_are_absent_the_shipped_moments_are_taken(digits):
+    """But not those of the cache, where a name may stand for anybody's images."""
+    known, opened = digits
+
+    def absent():
+        raise FileNotFoundError("there is no such data set")
+
+    nothing = known | {"content": None, "pieces": absent}
+    path, stored = reference.store(NETWORK, **known)
+    with pytest.raises(FileNotFoundError, match="FID needs these images"):
+        reference.find(NETWORK, **nothing)
+    reference.SHIPPED.mkdir()
+    path.rename(reference.SHIPPED / path.name)
+    _same(reference.find(NETWORK, **nothing), stored)
+    assert reference.store(NETWORK, **nothing)[0] == reference.SHIPPED / path.name
+    _same(reference.find(NETWORK, **known), stored)
+    for changes in ({"split": "test"}, {"image_size": 16}, {"data": "other"}, {"num_channels": 3}):
+        with pytest.raises(FileNotFoundError):
+            reference.find(NETWORK, **nothing | changes)
+    with pytest.raises(FileNotFoundError):
+        reference.find(OTHERS["features_sha256"], **nothing)
+    reference.find(NETWORK, **known | {"content": "other"})
+    assert len(opened) == 2
+
+
+def test_the_shipped_moments_say_where_they_are_from():
+    """They are found by their name, and are of MNIST's own files where these are at hand."""
+    (path,) = reference.SHIPPED.glob("*.npz")
+    network = load_features("mnist")
+    source = reference.load(path, network).source
+    assert path.name == reference.file_name(source)
+    config = mnist_adaptive.get_config()
+    files = SHARED / "data" / "mnist"
+    if not files.exists():
+        pytest.skip(f"MNIST's files not found at {files}")
+    config.data.path = str(files)
+    assert source == Source.of(network, **datasets.describe(config.data))
 
 
 def test_a_stored_file_says_what_it_is_of(digits):
@@ -101,8 +202,7 @@ def test_a_stored_file_says_what_it_is_of(digits):
             "features": "pixels",
             "features_sha256": "abcdef0123456789",
             "preprocessing": "none",
-            "data": "digits",
-            "split": "train",
+            **DESCRIBED,
         }
 
 
@@ -121,12 +221,84 @@ def test_a_file_of_other_data_is_not_overwritten(digits, tmp_path):
     known = digits[0] | {"given": str(tmp_path / "moments.npz")}
     reference.store(NETWORK, **known)
     message = (
-        r"reference must be a new file.*: choose another file, or remove this one, .*\('digits', 'train'\)"
+        "reference must be a new file, or one with the statistics of 'digits', split 'test' .*: choose "
+        "another file, or remove this one, which has split = 'train' instead of 'test'$"
     )
     with pytest.raises(ValueError, match=message):
         reference.store(NETWORK, **known | {"split": "test"})
-    # but a file that is given explicitly is read, such as the test set's statistics
-    assert reference.find(NETWORK, **known | {"split": "test"}).source.split == "train"
+    path = tmp_path / "published.npz"
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(6))
+    with (
+        pytest.warns(UserWarning, match="taken on trust"),
+        pytest.raises(ValueError, match=r"reference must be a new file.*which has its unknown images"),
+    ):
+        reference.store(NETWORK, **known | {"given": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"split": "test"}, "split = 'train' instead of 'test'"),
+        ({"content": "my own"}, "content = 'd1915' instead of 'my own'"),
+        (
+            {"data": "digits 16x16 box", "image_size": 16},
+            "data = 'digits' instead of 'digits 16x16 box'; image_size = 8 instead of 16",
+        ),
+        ({"num_channels": 3}, "num_channels = 1 instead of 3"),
+    ],
+)
+def test_a_file_of_other_images_is_refused_by_name(changes, differing, digits, tmp_path):
+    known = digits[0] | {"given": str(tmp_path / "moments.npz")}
+    _, stored = reference.store(NETWORK, **known)
+    message = rf"reference must be a file with the statistics of .*: this one has {differing}; choose another"
+    with pytest.raises(ValueError, match=message):
+        reference.find(NETWORK, **known | changes)
+    # a content that is not known here is no difference
+    _same(reference.find(NETWORK, **known | {"content": None}), stored)
+
+
+def test_published_files_of_one_name_are_told_apart(tmp_path):
+    contents = set()
+    for number in (1, 2):
+        path = tmp_path / str(number) / "published.npz"
+        path.parent.mkdir()
+        np.savez(path, mu=np.zeros(6), sigma=number * np.eye(6))
+        with pytest.warns(UserWarning, match="taken on trust"):
+            published = reference.load(path, NETWORK)
+        assert published.name == "published.npz:unknown:unknown"
+        contents.add(Measurement(network=NETWORK, reference=published).reference_content)
+    assert len(contents) == 2
+
+
+def test_files_of_earlier_versions_are_refused(digits, tmp_path):
+    moments = reference.find(NETWORK, **digits[0])
+    earlier = {"features": "pixels", "features_sha256": "abcdef0123456789", "preprocessing": "none"}
+    earlier |= {"data": "digits", "split": "train"}
+    arrays = {"mean": moments.mean, "scatter": moments.scatter, "source": json.dumps(earlier)}
+    np.savez(tmp_path / "earlier.npz", count=1797, **arrays)
+    message = "compute it again, .*earlier version: it does not give the image_size, num_channels, content of"
+    with pytest.raises(ValueError, match=message):
+        reference.find(NETWORK, **digits[0] | {"given": str(tmp_path / "earlier.npz")})
+
+
+@pytest.mark.parametrize("use", [reference.find, reference.store])
+def test_moments_of_one_image_are_refused_and_not_stored(use, images, digits, tmp_path):
+    known = digits[0] | {"pieces": lambda: iter([images[:1]])}
+    with pytest.raises(ValueError, match=r"number of images in 'digits' must be at least 2 .* \(got 1\)"):
+        use(NETWORK, **known)
+    assert not list(tmp_path.glob("**/*.npz"))
+
+
+def test_covariances_rounded_to_float32_are_not_refused(tmp_path):
+    random = np.random.default_rng(0)
+    network = dataclasses.replace(NETWORK, num_features=300)
+    for rank in (1, 40, 150, 299):
+        factor = random.standard_normal((300, rank)) * np.logspace(0, -3, rank)
+        sigma = (factor @ factor.T).astype(np.float32)
+        assert rank > 150 or np.linalg.eigvalsh(sigma.astype(float))[0] < 0
+        np.savez(tmp_path / "rounded.npz", mu=np.zeros(300), sigma=sigma)
+        with pytest.warns(UserWarning, match="taken on trust"):
+            reference.load(tmp_path / "rounded.npz", network)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -175,6 +347,9 @@ def test_features_of_the_first_images(images):
         reference.first_features([images], NETWORK, count=1798)
 
 
+SOURCE = {"features": "pixels", "features_sha256": "abcdef0123456789", "preprocessing": "none", **DESCRIBED}
+
+
 def _arrays(**arrays):
     return lambda path: np.savez(path, **arrays)
 
@@ -200,11 +375,47 @@ def _arrays(**arrays):
         ),
         (_arrays(pool_3=np.zeros(6)), r"shape of pool_3 must be \(n, d\) with n > 0 .got \(6,\)"),
         (_arrays(pool_3=np.zeros((6, 9)).T), "order of pool_3 must be by rows .got 'by columns'"),
-        (_arrays(pool_3=np.array([{}], object)[None]), "dtype of pool_3 must be a floating-.* .got 'object'"),
+        (_arrays(pool_3=np.array([{}], object)[None]), "dtype of pool_3 must be a type of .* .got 'object'"),
+        (
+            _arrays(mu=np.zeros(6, complex), sigma=np.eye(6)),
+            "dtype of mu must be a type of real .*'complex128'",
+        ),
+        (
+            _arrays(mu=np.zeros(6), sigma=1j * np.eye(6)),
+            "dtype of sigma must be .*save the real part of sigma",
+        ),
+        (
+            _arrays(mu=np.zeros(6).astype(str), sigma=np.eye(6)),
+            "dtype of mu must be a type of .* .got '<U32'",
+        ),
+        (
+            _arrays(mu=np.zeros(6), sigma=-np.eye(6)),
+            "no eigenvalue below 0 .*smallest eigenvalue is -1 and the",
+        ),
+        (
+            _arrays(mu=np.zeros(6), sigma=np.diag([1, 1, 1, 1, 1, -1e-5])),
+            "the smallest eigenvalue is -1e-05 and the largest 1, and rounding explains -1e-06 of it at most",
+        ),
+        (
+            _arrays(mu=np.zeros(6), sigma=np.zeros((6, 5))),
+            r"mean has the shape \(6,\), the covariance \(6, 5\)",
+        ),
+        (_arrays(pool_3=np.zeros((1, 6))), "statistics of at least 2 images, not 1"),
         (_arrays(pool_3=np.zeros((0, 6))), r"shape of pool_3 must be .* .got \(0, 6\)"),
         (_arrays(images=np.zeros(6)), r"holds \['images'\], and neither mu and sigma nor pool_3"),
-        (_arrays(mu=np.array([{}], object), sigma=np.eye(6)), "allow_pickle=False"),
-        (_arrays(source="{}", count=1, mean=np.zeros(6), scatter=np.eye(6)), "missing .*required"),
+        (
+            _arrays(mu=np.array([{}], object), sigma=np.eye(6)),
+            "dtype of mu must be a type of .* .got 'object'",
+        ),
+        (_arrays(source="{}", count=1, mean=np.zeros(6), scatter=np.eye(6)), "earlier version"),
+        (
+            _arrays(source="{}", count="1", mean=np.zeros(6), scatter=np.eye(6)),
+            "dtype of count must be a type of",
+        ),
+        (
+            _arrays(source=json.dumps(SOURCE), count=1, mean=np.zeros(6), scatter=np.eye(6)),
+            "statistics of at least 2 images, not 1",
+        ),
         (_arrays(source="no JSON"), "compute it again, or choose another file"),
         (
             lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
@@ -233,7 +444,7 @@ def test_images_that_are_absent_are_named_with_both_ways_out(digits):
 
     message = "run tfds build. FID needs these images or their statistics: set reference"
     with pytest.raises(FileNotFoundError, match=message):
-        reference.find(NETWORK, **digits[0] | {"pieces": absent})
+        reference.find(NETWORK, **digits[0] | {"pieces": absent, "content": None})
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_features(digits, tmp_path):
@@ -249,7 +460,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_features(digits, tm
         reference.store(NETWORK, **known | {"pieces": never})
 
 
-def test_a_full_disk_leaves_nothing_behind(digits, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(digits, monkeypatch, tmp_path):
     def full(file_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -258,7 +469,20 @@ def test_a_full_disk_leaves_nothing_behind(digits, monkeypatch):
     with pytest.raises(OSError, match=message) as refused:
         reference.store(NETWORK, **digits[0])
     assert refused.value.errno == errno.ENOSPC
-    assert list(reference.FOLDER.iterdir()) == []
+    assert not [path for path in tmp_path.glob("**/*") if path.is_file()]
+
+
+def test_images_are_not_measured_into_results_of_somebody_else(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"epoch": 1}')
+
+    def never():
+        raise AssertionError("features were computed")
+        yield
+
+    known = {"path": "elsewhere.zip", "count": 60, "measurement": Measurement(network=NETWORK)}
+    with pytest.raises(ValueError, match=r"results.jsonl must be a result of this project"):
+        evaluate_images(never(), workdir=tmp_path, **known)
+    assert (tmp_path / "results.jsonl").read_text() == '{"epoch": 1}'
 
 
 def test_figures_of_images_are_added_to_the_results(images, digits, tmp_path):

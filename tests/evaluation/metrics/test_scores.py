@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
+from benchmarks import coverage
 from evaluation.metrics.inception_score import InceptionScore, inception_score, require_enough
 from evaluation.metrics.kid import kid, squared_mmd
 from evaluation.metrics.neighbours import precision_recall
@@ -59,7 +61,7 @@ def test_score_of_reference_implementation(golden):
 
 def test_fewer_samples_than_splits_are_refused():
     with pytest.raises(
-        ValueError, match=r"num_samples must be at least 10: .*got 9.: raise num_samples, or sample without"
+        ValueError, match=r"num_samples must be at least 10: .*got 9.: use more samples, or measure neither"
     ):
         require_enough(9)
     with pytest.raises(ValueError, match=r"num_samples must be at least 2: .*got 1"):
@@ -68,6 +70,32 @@ def test_fewer_samples_than_splits_are_refused():
     score.add(np.zeros((5, 2)))
     with pytest.raises(ValueError, match=r"number of logits must be 20, as announced .got 5"):
         score.result()
+
+
+def test_interval_is_students_of_the_splits():
+    # scores 1, 2 and 3: mean 2, deviation 1 and t = 4.3027 for two degrees of freedom
+    score = InceptionScore(num_samples=9, num_classes=7, splits=3)
+    score.add(certain(np.array([0, 0, 0, 0, 0, 1, 0, 1, 2]), 7)[[0, 1, 2, 3, 5, 3, 6, 7, 8]])
+    scores = np.array([1, np.exp(scipy.stats.entropy([2, 1])), 3])
+    reach = 4.302653 * scores.std(ddof=1) / np.sqrt(3)
+    assert score.interval() == pytest.approx([1, scores.mean() + reach], rel=1e-6)  # no score is below 1
+    score = InceptionScore(num_samples=20, num_classes=10, splits=2)
+    score.add(certain(np.arange(20) % 10))
+    assert score.interval() == pytest.approx([10, 10])
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "sharpness", "num_samples"),
+    [(10, 6.0, 300), (10, 6.0, 1000), (1008, 8.0, 300), (1008, 14.0, 300)],
+)
+def test_interval_holds_the_expected_score_as_often_as_it_says(num_classes, sharpness, num_samples):
+    found = coverage.of_score(num_classes, sharpness, num_samples, repeats=80, seed=1)
+    # of 80 intervals at 95 % fewer than 68 hold it once in 2,900 times
+    assert scipy.stats.binom(80, 0.95).cdf(67) < 1 / 2900
+    assert found.coverage >= 68 / 80
+    # and not because they are wide: their deviation is that of the 80 figures, which these show to 8 %
+    width = (found.intervals[:, 1] - found.intervals[:, 0]).mean()
+    assert width / (2 * 2.262) == pytest.approx(found.figures.std(ddof=1), rel=0.4)
 
 
 # --- KID ---

@@ -16,6 +16,8 @@ from configs import base
 from configs.ve.digits_adaptive import get_config
 from evaluation.runs import results, run
 from evaluation.runs.results import Result, append, config_identity, find, read
+from evaluation.store import workdir
+from evaluation.store.files import read_file
 from evaluation.store.samples import Samples, SampleStore
 from evaluation.store.workdir import claim
 
@@ -25,6 +27,7 @@ RESULT = Result(
     git_commit=None,
     features="digits:00",
     reference="digits:all:1797",
+    reference_content="d1915",
     num_samples=100,
     fid=1.5,
     is_mean=9.0,
@@ -136,8 +139,20 @@ def test_a_broken_line_before_the_last_is_named(tmp_path):
     with open(tmp_path / "results.jsonl", "a") as file:
         file.write("what is this\n")
     append(tmp_path, RESULT)
-    with pytest.raises(ValueError, match=r"results.jsonl, line 2 is not JSON.*delete that line"):
+    message = (
+        r"line 2 of .*results.jsonl must be a result of this project \(got 'what is this'\): delete that"
+    )
+    with pytest.raises(ValueError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"epoch": 1}\n', '[1]\n{"epoch": 2}', '{"epoch": 1}', "a line", "1\n"])
+def test_results_of_somebody_else_are_refused_and_kept(content, tmp_path, prepared):
+    (tmp_path / "results.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"results.jsonl must be a result of this project .*move the file"):
+        run.sample_and_evaluate(prepared, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    assert (tmp_path / "results.jsonl").read_text() == content
 
 
 def test_a_refused_write_is_explained(tmp_path):
@@ -238,6 +253,47 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/sub"):
         claim(tmp_path / "file" / "sub", {})
+
+
+@pytest.mark.parametrize("name", run.WRITES)
+def test_files_of_somebody_else_are_not_written_over(name, folder, prepared):
+    (folder / name).write_text("mine")
+    message = (
+        rf"workdir must be a folder that is new .* \(got .*\): choose another workdir, or move {name} away"
+    )
+    with pytest.raises(ValueError, match=message):
+        run.sample_and_evaluate(prepared, folder)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_text() == "mine"
+
+
+def test_what_a_run_wrote_is_no_obstacle_to_the_next(tmp_path):
+    identity, _ = identity_of()
+    append(tmp_path, RESULT)  # as --images does, which marks no workdir
+    (tmp_path / "notes.txt").write_text("mine")
+    claim(tmp_path, identity, writes=run.WRITES)
+    for name in run.WRITES:
+        (tmp_path / name).mkdir()
+    claim(tmp_path, identity, writes=run.WRITES)
+
+
+def test_a_process_that_comes_second_is_not_refused_for_the_files_of_the_first(tmp_path, monkeypatch):
+    """The first marks the folder and writes to it between this process's two looks at the folder."""
+    identity, _ = identity_of()
+    looks = []
+
+    def meanwhile(path):
+        looks.append(path)
+        if len(looks) == 1:
+            content = read_file(path)
+            claim(tmp_path, identity)
+            (tmp_path / "samples").mkdir()
+            return content
+        return read_file(path)
+
+    monkeypatch.setattr(workdir, "read_file", meanwhile)
+    claim(tmp_path, identity, writes=run.WRITES)
+    assert len(looks) > 2
 
 
 # --- runs ---

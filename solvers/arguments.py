@@ -1,0 +1,147 @@
+"""Checks of the arguments of ``sample`` and ``stream``, before anything is compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from sde_lib import SDE, ScoreFn
+from sde_lib.checks import is_known, is_number, require
+from solvers.device_memory import Devices
+from solvers.interface import Solver
+from solvers.lanes import VECTOR
+from solvers.noise import prior_key
+
+ON_THE_HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host"
+
+
+def all_unless_named(devices: Devices | None) -> Devices:
+    """The devices named, or all of this process."""
+    devices = jax.local_devices() if devices is None else devices
+    allowed = "a list of at least one of jax.devices()"
+    require(len(devices) > 0, "devices", devices, allowed, "leave it out to use all devices")
+    return devices
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a sample as a tuple of ints.
+
+    Raises:
+        ValueError: unless every side is a whole number of at least 1.
+    """
+    sides = tuple(shape) if isinstance(shape, Iterable) else (None,)
+    fits = all(is_number(side, whole=True) and side >= 1 for side in sides)
+    require(
+        fits, "shape", shape, "a tuple of whole numbers >= 1", "give the shape of one sample: (32, 32, 3)"
+    )
+    return tuple(int(side) for side in sides)
+
+
+def check_setting(sde: SDE, key: Any, shape: tuple[int, ...], dtype: Any, *, solver: Solver | None) -> None:
+    """Checks the process, the key, the type and, unless it is None, the solver.
+
+    Raises:
+        ValueError: for a value that JAX traces, no single key of JAX, a process or solver that is not an
+            instance of a registered class, a type that JAX has not, or a prior of another shape or type.
+    """
+    # arrays made under jax.jit are traced even if no argument is
+    traced = [leaf for leaf in jax.tree.leaves((key, sde, solver, jnp.zeros(()))) if not is_known(leaf)]
+    require(not traced, "every argument", _described(traced), "concrete", ON_THE_HOST)
+    require(_is_key(key), "key", _described(key), "one key of JAX", "pass jax.random.key(0), say")
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    require(floating, "dtype", dtype, "a floating-point type", "leave it out for jnp.float32")
+    known = jax.dtypes.canonicalize_dtype(dtype) == dtype
+    fix = "call jax.config.update('jax_enable_x64', True) first, or leave it out for jnp.float32"
+    require(known, "dtype", jnp.dtype(dtype).name, "a type that is enabled in JAX", fix)
+    _require_instance("sde", sde, SDE)
+    if solver is not None:
+        _require_instance("solver", solver, Solver)
+    x = jax.eval_shape(lambda key: sde.prior(prior_key(key), shape, dtype), key)
+    wanted = (shape, jnp.dtype(dtype))
+    found = (getattr(x, "shape", None), getattr(x, "dtype", None))
+    allowed = f"one array of shape {shape} and type {wanted[1].name}"
+    require(
+        found == wanted, "sde.prior(key, shape, dtype)", _described(x), allowed, "return a sample like this"
+    )
+
+
+def checked_score_fn(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtype: Any) -> Partial:
+    """The score function as a pytree.
+
+    Raises:
+        ValueError: unless it keeps the shape of a batch of this many samples, gives real numbers, and holds
+            no value that JAX traces.
+    """
+    if not isinstance(score_fn, Partial):
+        score_fn = Partial(score_fn)
+    x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
+    program, score = jax.make_jaxpr(score_fn, return_shape=True)(x, t)
+    traced = [held for held in program.consts if not is_known(held)]
+    require(not traced, "score_fn", _described(traced), "a function of concrete weights", ON_THE_HOST)
+    require(
+        getattr(score, "shape", None) == x.shape,
+        "score_fn(x, t)",
+        _described(score),
+        f"one array of x's shape {x.shape}",
+        "return one score for every element of x; t has shape [batch]",
+    )
+    real = jnp.issubdtype(score.dtype, jnp.floating)
+    fix = "return real numbers of a floating-point type"
+    require(real, "score_fn(x, t)", score.dtype.name, "an array of floating-point numbers", fix)
+    return score_fn
+
+
+def check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:
+    """Raises ValueError unless ``output`` keeps one row for each sample."""
+    x = jax.ShapeDtypeStruct((VECTOR, *shape), dtype)
+    made = jax.eval_shape(output, x)
+    require(
+        getattr(made, "shape", (0,))[:1] == x.shape[:1],
+        "output(x)",
+        _described(made),
+        f"one array with a row for each of x's {x.shape[0]} samples",
+        "return one result for every sample of x",
+    )
+
+
+def as_arrays(settings: Any, dtype: Any) -> Any:
+    """The numbers of a pytree as arrays, so that a number of another value or type does not recompile."""
+    return jax.tree.map(functools.partial(_setting, dtype), settings)
+
+
+def _setting(dtype: Any, value: Any) -> Array:
+    array = jnp.asarray(value)
+    return jnp.asarray(value, dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether this is one key: of jax.random.key, or, in the older form, of jax.random.PRNGKey."""
+    legacy = jax.eval_shape(jax.random.PRNGKey, 0)
+    typed = jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key) and key.shape == ()
+    return typed or (getattr(key, "dtype", None), getattr(key, "shape", None)) == (legacy.dtype, legacy.shape)
+
+
+def _require_instance(name: str, value: Any, protocol: type) -> None:
+    allowed = f"an instance of a class with the methods of {protocol.__name__}"
+    fits = isinstance(value, protocol) and not isinstance(value, type)
+    require(fits, name, _described(value), allowed, "pass an instance, such as VPSDE() or Adaptive()")
+    tree = not jax.tree_util.all_leaves([value])
+    fix = "register the class with sde_lib.pytrees.register_dataclass"
+    require(tree, name, _described(value), "of a class that JAX knows as a pytree", fix)
+
+
+def _described(value: Any) -> Any:
+    """A value in one line: an array by its shape and type, an object or a class by its name."""
+    if isinstance(value, list | tuple):
+        return [_described(part) for part in value]
+    if isinstance(value, int | float | str | None):
+        return value
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
+    return getattr(value, "__name__", type(value).__name__)
