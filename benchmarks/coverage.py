@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,18 @@ def main() -> None:
     arguments = parser.parse_args()
     repeats = arguments.repeats
     cases = {
-        (f"IS, {title}", size): (of_score, classes, sharpness, size)
+        (f"IS, {title}", size): partial(of_score, classes, sharpness, size)
         for title, classes, sharpness in SCORES
         for size in SIZES
     }
     cases |= {
-        (f"FID, {title}", size): (of_fid, features, apart, size)
+        (f"FID, {title}", size): partial(of_fid, features, apart, size)
         for title, features, apart in DISTANCES
         for size in SIZES[:2]
     }
     rows, figures = [], {}
-    for (title, size), (measure, *settings) in cases.items():
-        found = measure(*settings, repeats=repeats)
+    for (title, size), measure in cases.items():
+        found = measure(repeats=repeats)
         low, high = found.intervals.mean(axis=0)
         rows.append(
             [

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def is_known(*values: Any) -> bool:
     """Whether JAX traces none of the values: a traced setting has no value to check yet."""
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
+    return not any(isinstance(value, Tracer) for value in values)
 
 
 def is_number(value: Any, *, whole: bool = False) -> bool:

@@ -225,7 +225,8 @@ class Adaptive:
             draw += state.rejected
         z = standard_normal(state.key, draw, state.x.shape, state.x.dtype)
         if state.path is not None:
-            # the barrier: as a quotient by a root, it would be rounded differently on another number of devices
+            # without the barrier, the compiler may divide by the root in another way for another number of
+            # devices, which rounds differently
             z = state.path.draw(state.h, z) / jax.lax.optimization_barrier(jnp.sqrt(state.h))
         x_proposed = state.x - state.h * reverse_drift(sde, state.x, state.t, state.score)
         if self.error_estimate == "heun":

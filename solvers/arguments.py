@@ -35,7 +35,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     Raises:
         ValueError: unless every side is a whole number of at least 1.
     """
-    sides = tuple(shape) if isinstance(shape, Iterable) else (None,)
+    sides: tuple[Any, ...] = tuple(shape) if isinstance(shape, Iterable) else (None,)
     fits = all(is_number(side, whole=True) and side >= 1 for side in sides)
     require(
         fits, "shape", shape, "a tuple of whole numbers >= 1", "give the shape of one sample: (32, 32, 3)"
@@ -52,7 +52,7 @@ def check_setting(sde: SDE, key: Any, shape: tuple[int, ...], dtype: Any, *, sol
     """
     # arrays made under jax.jit are traced even if no argument is
     traced = [leaf for leaf in jax.tree.leaves((key, sde, solver, jnp.zeros(()))) if not is_known(leaf)]
-    require(not traced, "every argument", _described(traced), "concrete", ON_THE_HOST)
+    require(not traced, "every argument", _described(traced[:1]), "concrete", ON_THE_HOST)
     require(_is_key(key), "key", _described(key), "one key of JAX", "pass jax.random.key(0), say")
     floating = jnp.issubdtype(dtype, jnp.floating)
     require(floating, "dtype", dtype, "a floating-point type", "leave it out for jnp.float32")
@@ -83,7 +83,7 @@ def checked_score_fn(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtyp
     x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
     program, score = jax.make_jaxpr(score_fn, return_shape=True)(x, t)
     traced = [held for held in program.consts if not is_known(held)]
-    require(not traced, "score_fn", _described(traced), "a function of concrete weights", ON_THE_HOST)
+    require(not traced, "score_fn", _described(traced[:1]), "a function of concrete weights", ON_THE_HOST)
     require(
         getattr(score, "shape", None) == x.shape,
         "score_fn(x, t)",

@@ -270,6 +270,7 @@ def stream(
     require_number("max_evaluations", max_evaluations, lambda most: most < 2**31, allowed, fix)
     devices = all_unless_named(devices)
     require_shared("lanes", lanes, len(devices), "devices")
+    lanes = int(lanes)  # a static argument, which no array can be
     per_device = lanes // len(devices)
     queues = Queues(sample_ids, num_devices=len(devices), length=IDS_PER_LANE * per_device)
     if total is None and isinstance(sample_ids, Sequence | np.ndarray):

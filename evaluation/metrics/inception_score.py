@@ -5,9 +5,9 @@ It is exp E_x KL(p(y|x) || p(y)), as mean and standard deviation over splits (Sa
 pieces of any size.
 
 The score of a split cannot exceed its number of samples, and is far below that of infinitely many samples
-where the classes are many. So the interval is for the expected score of as many samples in as many splits. The
-splits are independent samples of the model, so their deviation alone gives it. It holds that score in 92 to
-98 % of cases, for 10 and 1,008 classes and 300 to 5,000 samples (``python -m benchmarks.coverage``).
+where the classes are many. So the interval is for the expected score of as many samples in as many splits.
+The splits are independent samples of the model, so their deviation alone gives it. It holds that score in
+91 to 98 % of cases, for 10 and 1,008 classes and 300 to 5,000 samples (``python -m benchmarks.coverage``).
 """
 
 from __future__ import annotations

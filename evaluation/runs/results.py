@@ -151,10 +151,9 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     *lines, last = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        try:
+        result: Any = None
+        with contextlib.suppress(ValueError):
             result = json.loads(line)
-        except ValueError:
-            result = None
         is_result = isinstance(result, dict) and "config_hash" in result
         require(is_result, f"line {number} of {path}", _shortened(line), "a result of this project", FIX)
         results.append(result)

@@ -230,8 +230,8 @@ def test_steps_over_a_rejected_interval_add_up_to_its_noise():
 def test_by_default_samples_of_few_dimensions_have_the_moments_of_the_data(dimensions):
     """Data ~ N(2, 0.5²): five deviations of each estimate, exceeded once in 1.7 million runs, and the bias.
 
-    The bias at eps_rel 0.02, measured on 100,000 samples, is up to 0.015 of the mean and 0.005 of the deviation
-    in one dimension, 0.003 and 0.001 in two. Redrawn noise has 0.06 and 0.04 in two, which the test detects.
+    The bias at eps_rel 0.02, measured on 100,000 samples, is up to 0.015 of the mean and 0.005 of the
+    deviation in one dimension, 0.003 and 0.001 in two. That of redrawn noise is found: 0.06 and 0.04 in two.
     """
     sde, problem = SDES["vp"], Gaussian(2.0, 0.5)
     bias = {1: (0.015, 0.005), 2: (0.003, 0.001)}[dimensions]

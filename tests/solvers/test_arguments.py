@@ -1,7 +1,7 @@
 """Every bad argument of ``sample`` and ``stream`` is refused in one line, before anything is compiled."""
 
 import dataclasses
-import functools
+import re
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ SDE = VPSDE()
 SCORE_FN = Gaussian().score_fn(SDE)
 
 
-def draw(score_fn=SCORE_FN, sde: Any = SDE, solver: Any = None, **settings):
+def draw(score_fn: Any = SCORE_FN, sde: Any = SDE, solver: Any = None, **settings):
     settings = {"key": jax.random.key(0), "shape": (2,), "num_samples": 3, "batch_size": 4, **settings}
     return sample(score_fn, sde, solver or EulerMaruyama(num_steps=2), **settings)
 
@@ -52,7 +52,7 @@ class Single(VPSDE):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Nothing(VPSDE):
-    def prior(self, key, shape, dtype=jnp.float32):
+    def prior(self, key, shape, dtype=jnp.float32) -> Any:
         return None
 
 
@@ -101,7 +101,7 @@ def test_it_is_refused_in_one_line(name):
     assert not [program for program in compiled if "run" in str(program)]
 
 
-HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host$"
+HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host"
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -121,7 +121,8 @@ HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on 
 def test_it_is_refused_inside_a_transformation(transformed):
     with pytest.raises(ValueError, match=HOST) as refused:
         transformed()
-    assert "\n" not in str(refused.value)
+    first, *_ = str(refused.value).splitlines()  # JAX adds some of its own
+    assert re.fullmatch(rf"(every argument|score_fn) must be .* \(got .*Tracer.*\): {HOST}", first)
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -156,14 +157,13 @@ def test_settings_of_every_kind_draw_the_same():
         assert x.dtype == np.float32
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 def test_counts_and_shapes_of_numpy_are_taken():
-    x = draw(num_samples=np.int64(3), batch_size=np.int64(4), shape=list(np.array([2]))).x
-    np.testing.assert_array_equal(x, draw().x)
+    kinds: list[Any] = [np.int64, np.array, jnp.int32]
+    for kind in kinds:
+        x = draw(num_samples=kind(3), batch_size=kind(4), shape=[kind(2)]).x
+        np.testing.assert_array_equal(x, draw().x)
 
 
 def test_a_sample_may_be_a_single_number():
-    assert draw(functools.partial(_scalar), shape=()).x.shape == (3,)
-
-
-def _scalar(x, t):
-    return -x
+    assert draw(lambda x, t: -x, shape=()).x.shape == (3,)

@@ -18,7 +18,11 @@ from tests.problems import SDES, Gaussian
 from tests.solvers.moments import exact_moments, final_moments, final_samples, fitted_order
 
 # mild enough for the leading error to dominate from 32 steps on
-MILD = {"ve": VESDE(0.1, 2.0), "vp": VPSDE(0.1, 4.0, eps=0.02, T=2.0), "subvp": SubVPSDE(0.1, 4.0, eps=0.02, T=2.0)}
+MILD = {
+    "ve": VESDE(0.1, 2.0),
+    "vp": VPSDE(0.1, 4.0, eps=0.02, T=2.0),
+    "subvp": SubVPSDE(0.1, 4.0, eps=0.02, T=2.0),
+}
 PRIOR_VARIANCE = {"ve": 4.0, "vp": 1.0, "subvp": 1.0}
 STEPS = [32, 64, 128, 256]
 # all pairs but ancestral sampling on sub-VP, and EDM's grid for two of them

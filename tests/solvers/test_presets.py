@@ -1,5 +1,7 @@
 """Solvers from configs: every name builds a solver, and a setting that it does not have is refused."""
 
+from typing import Any
+
 import pytest
 
 from configs.base import get_config
@@ -36,7 +38,7 @@ def test_one_default_tolerance_serves_both_adaptive_solvers():
 
 
 def test_an_experiments_defaults_apply_where_the_solver_has_them_and_the_config_is_silent():
-    suited = {"first_step": 0.5, "eps_abs": 2 / 256, "noise_on_rejection": "hold"}
+    suited: Any = {"first_step": 0.5, "eps_abs": 2 / 256, "noise_on_rejection": "hold"}
     assert made(suited, name="adaptive") == Adaptive(**suited)
     assert made(suited, name="adaptive", first_step=0.1) == Adaptive(**(suited | {"first_step": 0.1}))
     assert made(suited, name="adaptive_exponential") == AdaptiveExponential(eps_abs=2 / 256)

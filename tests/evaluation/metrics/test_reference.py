@@ -104,7 +104,7 @@ def test_moments_are_computed_once_and_found_again(first, digits, tmp_path):
         {"network": OTHERS["features_sha256"]},
         {"network": OTHERS["preprocessing"]},
     ],
-    ids=str,
+    ids=lambda changed: " ".join(changed),
 )
 def test_stored_moments_are_taken_for_no_others(changes, digits):
     known, opened = digits
