@@ -2,7 +2,9 @@
 
 Start with one of the processes of Song et al. (arXiv 2011.13456): ``VESDE``, ``VPSDE`` or ``SubVPSDE``. Each
 gives the drift and diffusion of its SDE, its Gaussian marginals, its prior, and the score for a network's
-output. The package knows no solver and no network; the samplers are in ``solvers``.
+output. ``EDMProcess``, ``RectifiedFlow``, ``CosineVP`` and ``DiscreteVP`` do so, too. ``as_score`` makes a
+score of whatever a network predicts. The package knows no solver and no network; the samplers are in
+``solvers``.
 
 Conventions:
 
@@ -13,6 +15,8 @@ Conventions:
   x(t) | x(0) ~ N(alpha x(0), sigma^2 I). The log-SNR is lambda = log(alpha/sigma).
 """
 
+from sde_lib.paths import CosineVP, DiscreteVP, EDMProcess, RectifiedFlow
+from sde_lib.predictions import as_score
 from sde_lib.processes import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, from_config
 from sde_lib.reverse import denoise, probability_flow_drift, reverse_drift
 
@@ -20,8 +24,13 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "CosineVP",
+    "DiscreteVP",
+    "EDMProcess",
+    "RectifiedFlow",
     "ScoreFn",
     "SubVPSDE",
+    "as_score",
     "denoise",
     "from_config",
     "probability_flow_drift",

@@ -26,6 +26,12 @@ Sample = Float[Array, "*shape"]
 ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float[Array, "batch *shape"]]
 
 
+# The prior of VP and sub-VP, N(0, I), leaves out alpha(T) times the data. At this limit, it misses a mean of
+# 1 by a twentieth of the noise's deviation. The probability flow turns that into a twentieth of the data's
+# deviation, which is the standard error of the mean of 400 samples. The published processes have 0.0066.
+LARGEST_ALPHA = 0.05
+
+
 @runtime_checkable
 class SDE(Protocol):
     """A diffusion process, as solvers, models and training use it; all functions act on one sample."""
@@ -77,11 +83,19 @@ def _standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> S
     return jax.random.normal(key, shape, dtype)
 
 
-def _require_interval(eps: Any, T: Any) -> None:
+def require_interval(eps: Any, T: Any) -> None:
+    """Raises ValueError unless 0 < eps < T."""
     require_positive(T=T)
     if is_known(T):
         below = f"a time above zero and below T = {T}"
         require_number("eps", eps, lambda eps: 0 < eps < float(T), below, "change eps or T")
+
+
+def require_only_noise(alpha: float, T: Any, fix: str = "raise T") -> None:
+    """Raises ValueError if the marginal at T still shows the data, which the prior leaves out."""
+    allowed = f"a time at which only noise is left, with alpha(T) <= {LARGEST_ALPHA}"
+    reason = f"since alpha(T) = {alpha:.2g} and the prior has none of the data"
+    require(alpha <= LARGEST_ALPHA, "T", T, allowed, f"{fix}, {reason}")
 
 
 @register_dataclass
@@ -125,7 +139,7 @@ class VESDE:
                 f"a level below sigma_max = {self.sigma_max}",
                 "lower sigma_min or raise sigma_max",
             )
-        _require_interval(self.eps, self.T)
+        require_interval(self.eps, self.T)
 
     def drift(self, x: Sample, t: Scalar) -> Sample:
         return jnp.zeros_like(x)
@@ -183,12 +197,6 @@ class _LinearBeta:
         return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
 
-# The prior of VP and sub-VP, N(0, I), leaves out alpha(T) times the data. At this limit, it misses a mean of
-# 1 by a twentieth of the noise's deviation. The probability flow turns that into a twentieth of the data's
-# deviation, which is the standard error of the mean of 400 samples. The published processes have 0.0066.
-LARGEST_ALPHA = 0.05
-
-
 def _require_betas(beta_min: Any, beta_max: Any) -> None:
     require_positive(beta_min=beta_min, beta_max=beta_max)
     if is_known(beta_min, beta_max):
@@ -202,12 +210,9 @@ def _require_betas(beta_min: Any, beta_max: Any) -> None:
 
 
 def _require_noise(beta_min: Any, beta_max: Any, T: Any) -> None:
-    """Raises ValueError if the marginal at T still shows the data, which the prior leaves out."""
     if is_known(beta_min, beta_max, T):
         alpha = math.exp(-0.5 * _LinearBeta(float(beta_min), float(beta_max)).integral(float(T)))
-        allowed = f"a time at which only noise is left, with alpha(T) <= {LARGEST_ALPHA}"
-        fix = f"raise T or the betas, since alpha(T) = {alpha:.2g} and the prior has none of the data"
-        require(alpha <= LARGEST_ALPHA, "T", T, allowed, fix)
+        require_only_noise(alpha, T, "raise T or the betas")
 
 
 @register_dataclass
@@ -239,7 +244,7 @@ class VPSDE:
 
     def __post_init__(self) -> None:
         _require_betas(self.beta_min, self.beta_max)
-        _require_interval(self.eps, self.T)
+        require_interval(self.eps, self.T)
         _require_noise(self.beta_min, self.beta_max, self.T)
 
     def drift(self, x: Sample, t: Scalar) -> Sample:
@@ -302,7 +307,7 @@ class SubVPSDE:
 
     def __post_init__(self) -> None:
         _require_betas(self.beta_min, self.beta_max)
-        _require_interval(self.eps, self.T)
+        require_interval(self.eps, self.T)
         _require_noise(self.beta_min, self.beta_max, self.T)
 
     def drift(self, x: Sample, t: Scalar) -> Sample:

@@ -148,7 +148,9 @@ class AdaptiveExponential:
     ) -> AdaptiveExponentialState:
         x = sde.prior(prior_key(key), shape, dtype)
         zero = jnp.zeros((), dtype)
-        nothing = Evaluation(log_snr=zero, point=jnp.zeros_like(x), denoised=jnp.zeros_like(x))
+        # at T itself: from any fixed log-SNR, the distance in μ rounds to infinity if T has enough noise
+        begin = jnp.asarray(sde.log_snr(sde.T), dtype)
+        nothing = Evaluation(log_snr=begin, point=jnp.zeros_like(x), denoised=jnp.zeros_like(x))
         return AdaptiveExponentialState(
             x=x,
             t=jnp.asarray(sde.T, dtype),

@@ -7,12 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
-from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
+from sde_lib import SDE, VESDE, VPSDE, CosineVP, DiscreteVP, EDMProcess, RectifiedFlow, SubVPSDE
 from solvers import Adaptive
 
 SDES: dict[str, Any] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+# Sampling starts from other times than 1, or ends at others than 1e-5 and 1e-3.
+PATHS: dict[str, Any] = {
+    "edm": EDMProcess(),
+    "flow": RectifiedFlow(),
+    "cosine": CosineVP(),
+    "table": DiscreteVP.from_betas(np.linspace(1e-4, 0.02, 1000)),  # that of DDPM
+}
 # the paper's tolerances and first steps
 ADAPTIVE = {
     "ve": Adaptive(eps_rel=0.05, eps_abs=1 / 256, first_step=0.5),
