@@ -170,7 +170,7 @@ def test_an_interruption_keeps_what_is_finished_and_has_its_own_status(tmp_path)
     said = None
     while said is None:
         process.send_signal(signal.SIGINT)
-        # Python drops an interruption that comes while it collects garbage: whoever sees no effect tries again
+        # Python drops an interruption that comes while it collects garbage: then it is sent again
         with contextlib.suppress(subprocess.TimeoutExpired):
             _, said = process.communicate(timeout=30)
     assert process.returncode == 130
