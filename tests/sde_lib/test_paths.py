@@ -22,6 +22,7 @@ from sde_lib.paths import monotone_slopes
 from solvers import DDIM, Adaptive, AdaptiveExponential, DPMSolverPP, UniformLogSNR, sample
 from solvers.noise import standard_normal
 from tests.problems import PATHS, SDES, Gaussian
+from tests.sde_lib.moment_equations import check_moment_equations
 from tests.solvers.moments import exact_moments, final_moments
 
 DDPM_BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -43,24 +44,9 @@ def sde(request):
     return request.param
 
 
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.usefixtures("double_precision")
 def test_the_marginal_solves_the_moment_equations(sde):
-    """For dx = a(t) x dt + g dw: d alpha/dt = a alpha and d sigma^2/dt = 2 a sigma^2 + g^2."""
-    for t in times_of(sde):
-        (alpha, sigma), (alpha_rate, sigma_rate) = jax.jvp(sde.marginal, (t,), (1.0,))
-        rate = sde.drift(jnp.ones(()), t)
-        np.testing.assert_allclose(alpha_rate, rate * alpha, rtol=1e-9, atol=1e-12)
-        # near T the two terms on the right cancel: each is of the size of 2 a sigma^2
-        atol = 1e-12 * abs(2 * rate * sigma**2)
-        np.testing.assert_allclose(
-            2 * sigma * sigma_rate, 2 * rate * sigma**2 + sde.diffusion(t) ** 2, rtol=1e-9, atol=atol
-        )
+    check_moment_equations(sde, times_of(sde))
 
 
 @pytest.mark.usefixtures("double_precision")

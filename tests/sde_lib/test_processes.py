@@ -10,6 +10,7 @@ import pytest
 from configs.base import get_config
 from sde_lib import VESDE, VPSDE, SubVPSDE, denoise, from_config, probability_flow_drift, reverse_drift
 from tests.problems import SDES, Gaussian
+from tests.sde_lib.moment_equations import check_moment_equations
 
 TIMES = np.array([1e-3, 0.01, 0.1, 0.3, 0.7, 1.0], np.float32)
 
@@ -19,22 +20,9 @@ def sde(request):
     return request.param
 
 
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.usefixtures("double_precision")
 def test_the_marginal_solves_the_moment_equations(sde):
-    """For dx = a(t) x dt + g dw: d alpha/dt = a alpha and d sigma^2/dt = 2 a sigma^2 + g^2."""
-    for t in np.asarray(TIMES, np.float64):
-        (alpha, sigma), (alpha_rate, sigma_rate) = jax.jvp(sde.marginal, (t,), (1.0,))
-        rate = sde.drift(jnp.ones(()), t)
-        np.testing.assert_allclose(alpha_rate, rate * alpha, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(
-            2 * sigma * sigma_rate, 2 * rate * sigma**2 + sde.diffusion(t) ** 2, rtol=1e-9
-        )
+    check_moment_equations(sde, np.asarray(TIMES, np.float64))
 
 
 def test_log_snr_is_that_of_the_marginal_and_falls(sde):
