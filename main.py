@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
         checkpoint=CHECKPOINT.value,
         command=shlex.join(["python", *sys.argv]),
     )
+    modes.keep_compiled_programs(given)
     several = MULTIHOST.value or any(flags.FLAGS[name].value is not None for name in PROCESSES[1:-1])
     match MODE.value:
         case "eval" if flags.FLAGS["images"].present:

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 from etils import epath
 
-import configs
 import models
 import training
-from configs import tables
+from configs import base, tables
 from data import datasets
 from evaluation.runs import images, measurement, profile, run
 from evaluation.runs import reproduce as tables_again
@@ -50,20 +49,16 @@ class Given:
         """The workdir, by default runs/CONFIG-``last``; refused before any work if it cannot be a folder."""
         return work_folder(self.workdir or f"runs/{self.name.replace('/', '_')}-{last}")
 
-    def keep_compiled_programs(self) -> None:
-        """Keeps compiled programs on disk, so that a second run and the cells of a sweep start at once."""
-        keep_compiled_programs(self.config.compilation_cache)
 
-
-def keep_compiled_programs(folder: str) -> None:
-    """Makes JAX keep compiled programs in a folder; empty for none."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+def keep_compiled_programs(given: Given) -> None:
+    """Keeps compiled programs on disk, so that a second run and the cells of a sweep start at once."""
+    config = base.get_config() if given.config is None else given.config
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
 
 
 def sample(given: Given, *, measured: bool, profiled: bool, processes: Processes | None) -> None:
     """Samples a config and, if ``measured``, computes the figures; by one process or several."""
-    given.keep_compiled_programs()
     processes = processes or ALONE
     prepared = run.prepare(given.config, name=given.name, checkpoint=given.checkpoint)
     folder = given.folder(prepared.config_hash[:8])
@@ -80,7 +75,6 @@ def sample(given: Given, *, measured: bool, profiled: bool, processes: Processes
 
 def evaluate_images(given: Given, path: str) -> None:
     """Computes the figures of images from another source."""
-    given.keep_compiled_programs()
     opened = datasets.open_samples(path, given.config.data)
     folder = given.folder("images")
     result = images.evaluate_images(
@@ -95,7 +89,6 @@ def evaluate_images(given: Given, path: str) -> None:
 
 def sweep(given: Given, products: list[str]) -> None:
     """Runs every cell of some products of settings."""
-    given.keep_compiled_programs()
     folder = given.folder("sweep")
     table = cells.sweep(
         given.config,
@@ -116,7 +109,6 @@ def reproduce(
     require_choice("--table", table, tables.TABLES)
     counts = {"num_samples": num_samples, "seeds": seeds, "batch_size": batch_size}
     require_count(**{f"--{flag}": value for flag, value in counts.items() if value is not None})
-    keep_compiled_programs(configs.load(tables.MODELS["digits_ve"].config).compilation_cache)
     folder = work_folder(given.workdir or f"runs/table_{table}")
     text = tables_again.reproduce(table, folder, command=given.command, **counts)
     print(f"{text}\nwritten to {folder}/table_{table}.*")
@@ -124,7 +116,6 @@ def reproduce(
 
 def store_statistics(given: Given) -> None:
     """Computes and stores the reference statistics of a config's data."""
-    given.keep_compiled_programs()
     path, statistics, network = measurement.store_statistics(given.config)
     print(
         f"{statistics.name}, features {network.name} {network.sha256[:8]} ({network.preprocessing})\n{path}"
@@ -133,7 +124,6 @@ def store_statistics(given: Given) -> None:
 
 def train(given: Given) -> None:
     """Trains a config's model, from a checkpoint if one is given, with pictures of its samples on the way."""
-    given.keep_compiled_programs()
     folder = given.folder("train")
     picture = run.snapshot(given.config, name=given.name, folder=folder / "snapshots")
     path = training.train(

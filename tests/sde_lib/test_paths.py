@@ -14,7 +14,6 @@ from sde_lib import (
     DiscreteVP,
     EDMProcess,
     RectifiedFlow,
-    denoise,
     probability_flow_drift,
     reverse_drift,
 )
@@ -22,7 +21,7 @@ from sde_lib.paths import monotone_slopes
 from solvers import DDIM, Adaptive, AdaptiveExponential, DPMSolverPP, UniformLogSNR, sample
 from solvers.noise import standard_normal
 from tests.problems import PATHS, SDES, Gaussian
-from tests.sde_lib.moment_equations import check_moment_equations
+from tests.sde_lib.closed_forms import check_denoising, check_moment_equations
 from tests.solvers.moments import exact_moments, final_moments
 
 DDPM_BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -98,12 +97,7 @@ def test_the_reverse_of_gaussian_data_has_the_right_moments_at_every_t(sde):
 
 @pytest.mark.usefixtures("double_precision")
 def test_denoising_is_the_posterior_mean_of_gaussian_data(sde):
-    problem, x = Gaussian(), jnp.linspace(-2.0, 2.0, 5)
-    for t in times_of(sde, 20):
-        alpha, sigma = sde.marginal(t)
-        gain = alpha * problem.std**2 / ((alpha * problem.std) ** 2 + sigma**2)
-        expected = problem.mean + gain * (x - alpha * problem.mean)
-        np.testing.assert_allclose(denoise(sde, x, t, problem.score(sde, x, t)), expected, rtol=1e-6)
+    check_denoising(sde, times_of(sde, 20))
 
 
 def test_the_prior_is_the_last_marginal_of_data_that_are_0(sde):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from sde_lib import VESDE, VPSDE, SubVPSDE, denoise, from_config, probability_flow_drift, reverse_drift
+from sde_lib import VESDE, VPSDE, SubVPSDE, from_config, probability_flow_drift, reverse_drift
 from tests.problems import SDES, Gaussian
-from tests.sde_lib.moment_equations import check_moment_equations
+from tests.sde_lib.closed_forms import check_denoising, check_moment_equations
 
 TIMES = np.array([1e-3, 0.01, 0.1, 0.3, 0.7, 1.0], np.float32)
 
@@ -64,12 +64,7 @@ def test_the_reverse_of_gaussian_data_has_the_right_moments_at_every_t(sde):
 
 @pytest.mark.usefixtures("double_precision")
 def test_denoising_is_the_posterior_mean_of_gaussian_data(sde):
-    problem, x = Gaussian(), jnp.linspace(-2.0, 2.0, 5)
-    for t in np.asarray(TIMES, np.float64):
-        alpha, sigma = sde.marginal(t)
-        gain = alpha * problem.std**2 / ((alpha * problem.std) ** 2 + sigma**2)
-        expected = problem.mean + gain * (x - alpha * problem.mean)
-        np.testing.assert_allclose(denoise(sde, x, t, problem.score(sde, x, t)), expected, rtol=1e-6)
+    check_denoising(sde, np.asarray(TIMES, np.float64))
 
 
 def test_the_prior_has_the_deviation_of_the_last_marginal(sde):

@@ -1,10 +1,13 @@
-"""The moment equations that the marginals of every process solve."""
+"""Closed forms that every process is held to."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sde_lib import denoise
+from tests.problems import Gaussian
 
 
 def check_moment_equations(sde: Any, times: np.ndarray) -> None:
@@ -20,3 +23,13 @@ def check_moment_equations(sde: Any, times: np.ndarray) -> None:
             rtol=1e-9,
             atol=1e-12 * abs(2 * rate * sigma**2),
         )
+
+
+def check_denoising(sde: Any, times: np.ndarray) -> None:
+    """Denoising is the posterior mean of Gaussian data; in float64."""
+    problem, x = Gaussian(), jnp.linspace(-2.0, 2.0, 5)
+    for t in times:
+        alpha, sigma = sde.marginal(t)
+        gain = alpha * problem.std**2 / ((alpha * problem.std) ** 2 + sigma**2)
+        expected = problem.mean + gain * (x - alpha * problem.mean)
+        np.testing.assert_allclose(denoise(sde, x, t, problem.score(sde, x, t)), expected, rtol=1e-6)
