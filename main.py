@@ -24,6 +24,7 @@ from configs import command_line  # noqa: E402
 MODES = {
     "eval": "sample what is missing in the workdir, then compute FID, IS and NFE (the default)",
     "sample": "sample what is missing, without FID and IS",
+    "trace": "draw the first --num_samples samples, with a picture of every step and an animation",
     "sweep": "run every cell of --sweep; writes one table and one plot of FID against NFE",
     "reproduce": "run a table of the paper, given by --table, and print it beside the published numbers",
     "stats": "compute the reference statistics of the config's data and store them",
@@ -34,6 +35,7 @@ PROCESSES = ("multihost", "coordinator", "num_processes", "process_id", "connect
 USED = {
     "eval": {"config", "workdir", "checkpoint", "images", "profile", *PROCESSES},
     "sample": {"config", "workdir", "checkpoint", "profile", *PROCESSES},
+    "trace": {"config", "workdir", "checkpoint", "num_samples"},
     "sweep": {"config", "workdir", "checkpoint", "sweep"},
     "reproduce": {"workdir", "table", "num_samples", "seeds", "batch_size"},
     "stats": {"config"},
@@ -55,7 +57,9 @@ SWEEP = flags.DEFINE_multi_string(
     "sweep", [], 'For --mode=sweep: values of keys, all combined: "solver.eps_rel=0.02,0.05 seed=0,1,2".'
 )
 TABLE = flags.DEFINE_string("table", None, "For --mode=reproduce: 1, 2, appendix, or digits (runs anywhere).")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "For --mode=reproduce: samples a cell.")
+NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", None, "For --mode=reproduce: samples a cell; for --mode=trace: samples, 6 by default."
+)
 SEEDS = flags.DEFINE_integer("seeds", None, "For --mode=reproduce: seeds a cell.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "For --mode=reproduce: lanes, instead of the config's.")
 MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes: on a TPU pod, Slurm or MPI.")
@@ -98,6 +102,8 @@ def main(argv: list[str]) -> None:
         case "eval" | "sample":
             found = connect() if several else None
             modes.sample(given, measured=MODE.value == "eval", profiled=PROFILE.value, processes=found)
+        case "trace":
+            modes.trace(given, num_samples=NUM_SAMPLES.value)
         case "sweep":
             modes.sweep(given, SWEEP.value)
         case "reproduce":

@@ -15,14 +15,21 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
     config.compilation_cache = "~/.cache/gotta-go-fast"  # folder for compiled programs; empty for none
 
+    # A setting that is None keeps the process's own default, which its class in sde_lib/ states. A value for a
+    # setting that the process does not have is an error.
     config.sde = sde = ConfigDict()
-    sde.name = "ve"  # ve, vp or subvp
-    sde.sigma_min = 0.01  # VE: smallest noise level, data units
-    sde.sigma_max = 50.0  # VE: largest noise level, data units
-    sde.beta_min = 0.1  # VP and sub-VP: noise rate at t = 0
-    sde.beta_max = 20.0  # VP and sub-VP: noise rate at t = 1
-    sde.eps = 1e-5  # end time; 1e-5 for VE, 1e-3 for VP and sub-VP (paper, section 4)
-    sde.T = 1.0  # start time
+    sde.name = "ve"  # a key of PROCESSES in sde_lib/presets.py
+    sde.sigma_min = placeholder(float)  # VE: smallest noise level, data units
+    sde.sigma_max = placeholder(float)  # VE: largest noise level, data units
+    sde.beta_min = placeholder(float)  # VP and sub-VP: noise rate at t = 0
+    sde.beta_max = placeholder(float)  # VP and sub-VP: noise rate at t = 1
+    sde.s = placeholder(float)  # cosine_vp: offset of the schedule
+    sde.schedule = placeholder(str)  # discrete_vp: linear, scaled_linear or squaredcos_cap_v2
+    sde.beta_start = placeholder(float)  # discrete_vp: first beta of the table
+    sde.beta_end = placeholder(float)  # discrete_vp: last beta of the table
+    sde.num_levels = placeholder(int)  # discrete_vp: length of the table
+    sde.eps = placeholder(float)  # end time; 1e-5 for VE, 1e-3 for VP and sub-VP (paper, section 4)
+    sde.T = placeholder(float)  # start time
 
     # A setting that is None keeps the solver's own default, which its class in solvers/ states. A value for a
     # setting that the solver does not have is an error.
@@ -83,7 +90,17 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.fourier_scale = 16.0
     model.init_scale = 0.0  # of the last convolutions' weights
     model.scale_by_sigma = False  # divide the output by sigma (VE)
-    model.sigma_data = placeholder(float)  # wrap the network as EDM does, around data of this deviation
+    model.norm_groups = 32  # ddpm: groups of channels of a normalisation
+    model.norm_epsilon = 1e-6  # ddpm: what it adds to the variance
+    model.attn_every_up_block = False  # ddpm: attention on the way up not only after a size's last block
+    model.attn_head_dim = placeholder(int)  # ddpm: channels of an attention head; None for one head of all
+    model.downsample_padding = 0  # ddpm: a convolution's zeros: 0 for right and below, 1 for all sides
+    model.num_classes = 0  # of a class-conditional network
+    # What the network predicts and the label that it gets, as sde_lib.as_score takes them; None for those of
+    # the networks published for the process, or, with sigma_data, for EDM's network and the published label.
+    model.prediction = placeholder(str)  # score, epsilon, denoised, v, velocity or edm
+    model.time = placeholder(str)  # t, log_sigma or index
+    model.sigma_data = placeholder(float)  # edm: wrap the network as EDM does, around data of this deviation
     model.dtype = "float32"  # of the network's computation: float32 or bfloat16
 
     config.data = data = ConfigDict()

@@ -9,6 +9,11 @@ Keys that decide nothing say how much is sampled, how it is batched, and where f
 
 from __future__ import annotations
 
+from typing import Any
+
+import configs
+from sde_lib.presets import settings
+
 SAMPLES, TRAINING, WEIGHTS = "samples", "training", "weights"
 
 # A setting of a process or a solver decides only where that process or solver has it, so the identity of
@@ -21,6 +26,11 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "sde.sigma_max": (SAMPLES, TRAINING, WEIGHTS),
     "sde.beta_min": (SAMPLES, TRAINING, WEIGHTS),
     "sde.beta_max": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.s": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.schedule": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.beta_start": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.beta_end": (SAMPLES, TRAINING, WEIGHTS),
+    "sde.num_levels": (SAMPLES, TRAINING, WEIGHTS),
     "sde.eps": (SAMPLES,),  # training has an end time of its own
     "sde.T": (SAMPLES, TRAINING, WEIGHTS),
     "solver.name": (SAMPLES,),
@@ -73,6 +83,14 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "model.fourier_scale": (SAMPLES, TRAINING),  # the frequencies themselves are among the weights
     "model.init_scale": (TRAINING,),
     "model.scale_by_sigma": (SAMPLES, TRAINING, WEIGHTS),
+    "model.norm_groups": (SAMPLES, TRAINING, WEIGHTS),
+    "model.norm_epsilon": (SAMPLES, TRAINING, WEIGHTS),
+    "model.attn_every_up_block": (SAMPLES, TRAINING, WEIGHTS),
+    "model.attn_head_dim": (SAMPLES, TRAINING, WEIGHTS),
+    "model.downsample_padding": (SAMPLES, TRAINING, WEIGHTS),
+    "model.num_classes": (SAMPLES, TRAINING, WEIGHTS),
+    "model.prediction": (SAMPLES, TRAINING, WEIGHTS),
+    "model.time": (SAMPLES, TRAINING, WEIGHTS),
     "model.sigma_data": (SAMPLES, TRAINING, WEIGHTS),
     "model.dtype": (SAMPLES, TRAINING),
     "data.name": (SAMPLES, TRAINING, WEIGHTS),
@@ -106,7 +124,41 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "eval.compared": (),
 }
 
+# Keys that were added when samples and trainings had already been stored. At these values everything is as it
+# was without the key, and identities leave it out, so that stored ones stay valid.
+ADDED: dict[str, Any] = {
+    "model.norm_groups": 32,
+    "model.norm_epsilon": 1e-6,
+    "model.attn_every_up_block": False,
+    "model.attn_head_dim": None,
+    "model.downsample_padding": 0,
+    "model.num_classes": 0,
+    "model.prediction": None,
+    "model.time": None,
+}
+
 
 def deciding(what: str) -> list[str]:
     """The keys that decide ``what``: SAMPLES, TRAINING or WEIGHTS."""
     return [key for key, decided in DECIDES.items() if what in decided]
+
+
+def values(config: Any, what: str) -> dict[str, Any]:
+    """The values of a whole config that decide ``what``, by dotted key.
+
+    Of the ``sde`` group these are the settings that the process has, with its defaults filled in.
+
+    Example:
+        >>> decided = values(configs.load("ve/digits_adaptive"), WEIGHTS)
+        >>> decided["sde.sigma_min"], "sde.beta_min" in decided
+        (0.01, False)
+    """
+    given = {key: value for key, value in configs.flat(config).items() if not key.startswith("sde.")}
+    given |= {f"sde.{name}": value for name, value in settings(config.sde).items()}
+    return {key: given[key] for key in deciding(what) if key in given}
+
+
+def identity(config: Any, what: str) -> dict[str, Any]:
+    """``values`` without the keys that say nothing new: see ``ADDED``."""
+    decided = values(config, what)
+    return {key: value for key, value in decided.items() if key not in ADDED or value != ADDED[key]}

@@ -9,18 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from models.ddpm import DDPM
 from models.layers import AnyArray
 from models.ncsnpp import NCSNpp
-from sde_lib import SDE
-from sde_lib.checks import require, require_choice, require_positive
+from sde_lib import SDE, from_config
+from sde_lib.checks import require, require_choice
+from sde_lib.predictions import Reading
 
 Params = dict[str, Any]  # nested: module name -> ... -> parameter name -> array
 
-# Options that DDPM lacks, and the value of each that means so
-_NOT_IN_DDPM = {"fir": False, "progressive": "none", "progressive_input": "none", "scale_by_sigma": False}
+# Options that one of the two networks lacks, and the value of each that means so
+_LACKING: dict[str, dict[str, Any]] = {
+    "ddpm": {"fir": False, "progressive": "none", "progressive_input": "none", "scale_by_sigma": False},
+    "ncsnpp": {
+        "norm_groups": 32,
+        "norm_epsilon": 1e-6,
+        "attn_every_up_block": False,
+        "attn_head_dim": None,
+        "downsample_padding": 0,
+    },
+}
+PUBLISHED = Reading(prediction="published", time="published", sigma_data=None)
 _DATA_FIELDS = ("image_size", "num_channels", "centered")  # of a module; its other fields are config.model's
 
 
@@ -29,10 +40,9 @@ class Network:
     """A score network without its weights; equal networks share compiled programs.
 
     Attributes:
-        module: the flax module. Its output is ``module.apply({"params": params}, x [b, h, w, c], label [b])``
-            with the label ``sde.network_time(t)``.
-        sigma_data: standard deviation of the images for the preconditioning of EDM, or None for a network
-            whose output stands for the score by ``sde.score``; see ``score``.
+        module: the flax module. Its output is ``module.apply({"params": params}, x [b, h, w, c], label [b])``,
+            with the classes [b] as a third argument if it is class-conditional.
+        reading: what the label is, and how the output stands for the score.
 
     Example:
         >>> import jax, sde_lib
@@ -47,12 +57,13 @@ class Network:
     """
 
     module: NCSNpp | DDPM
-    sigma_data: float | None = None
+    reading: Reading = PUBLISHED
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Random float32 parameters to start a training with; a third of the time under ``jax.jit``."""
         image = jnp.zeros((1, self.module.image_size, self.module.image_size, self.module.num_channels))
-        return dict(self.module.init(key, image, jnp.ones((1,)))["params"])
+        classes = (jnp.zeros(1, jnp.int32),) if self.module.num_classes else ()
+        return dict(self.module.init(key, image, jnp.ones((1,)), *classes)["params"])
 
     def abstract_params(self) -> Params:
         """The parameters as ``jax.ShapeDtypeStruct``, without computing any; layers in order of use."""
@@ -64,44 +75,35 @@ class Network:
         params: Params,
         x: Float[AnyArray, "b h w c"],
         t: Float[AnyArray, " b"],
+        classes: Int[AnyArray, " b"] | None = None,
         *,
         dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h w c"]:
         """The score of x at times t, float32.
 
-        Without ``sigma_data`` it is ``sde.score`` of the network's output, as for published networks. With
-        ``sigma_data`` the network is preconditioned as in EDM (Karras et al., arXiv 2206.00364, eq. 7 and
-        table 1): with y = x/alpha, s = sigma/alpha, r^2 = s^2 + sigma_data^2,
-
-            D(y; s) = (sigma_data/r)^2 y + (s sigma_data/r) network(y/r),    score = (alpha D − x)/sigma^2,
-
-        so that the network only learns what a Gaussian of that deviation does not explain.
+        With ``sigma_data`` the network is preconditioned as in EDM, so that it only learns what a Gaussian of
+        that deviation does not explain: see sde_lib/predictions.py.
 
         Args:
             sde: the process that the score belongs to.
             params: the network's parameters.
             x: a batch of images, perturbed by the process.
             t: their times.
+            classes: their classes, -1 for none, of a class-conditional network.
             dropout_key: for training: randomness of the dropout, which is off without it.
         """
-        x, t = jnp.asarray(x), jnp.asarray(t)
         training = {} if dropout_key is None else {"train": True, "rngs": {"dropout": dropout_key}}
-        label: Any = jax.vmap(sde.network_time)(t)
+        labels = () if classes is None else (classes,)
 
-        def output(x: Array) -> Any:
-            return self.module.apply({"params": params}, x, label, **training)
+        def output(x: Array, label: Array) -> Any:
+            return self.module.apply({"params": params}, x, label, *labels, **training)
 
-        if self.sigma_data is None:
-            return jax.vmap(sde.score)(output(x), t)
-        marginal: Any = jax.vmap(sde.marginal)(t)
-        alpha, sigma = (value[:, None, None, None] for value in marginal)
-        y, s = x / alpha, sigma / alpha
-        r = jnp.sqrt(s**2 + self.sigma_data**2)
-        # (alpha D − x)/sigma^2 with the terms in y collected, which would cancel for small sigma
-        return (self.sigma_data / r * output(y / r) - s / r**2 * y) / sigma
+        return self.reading.score_of(output, sde, x, t)
 
     def score_fn(self, sde: SDE, params: Params) -> Partial:
         """The score as a function of a batch: ``score_fn(x [b, h, w, c], t [b]) -> [b, h, w, c]``, float32.
+
+        That of a class-conditional network is ``score_fn(x, t, classes [b])``.
 
         It is a ``sde_lib.ScoreFn`` and a pytree, whose leaves are the parameters and the process's numbers.
         Passed to ``jax.jit`` as an argument, it compiles only once for all weights and all values of
@@ -117,9 +119,14 @@ class _ScoreOf:
     network: Network
 
     def __call__(
-        self, sde: Any, params: Params, x: Float[AnyArray, "b h w c"], t: Float[AnyArray, " b"]
+        self,
+        sde: Any,
+        params: Params,
+        x: Float[AnyArray, "b h w c"],
+        t: Float[AnyArray, " b"],
+        classes: Int[AnyArray, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        return self.network.score(sde, params, x, t)
+        return self.network.score(sde, params, x, t, classes)
 
 
 @functools.lru_cache
@@ -145,15 +152,15 @@ def build(config: Any) -> Network:
     require_choice("config.model.name", model.name, ("ncsnpp", "ddpm"))
     require_choice("config.model.dtype", model.dtype, ("float32", "bfloat16"))
     kind = NCSNpp if model.name == "ncsnpp" else DDPM
-    if kind is DDPM:
-        for name, absent in _NOT_IN_DDPM.items():
-            require(
-                model[name] == absent,
-                f"config.model.{name}",
-                model[name],
-                f"{absent!r} with config.model.name='ddpm', which has no such option",
-                f"set config.model.{name} to {absent!r}, or config.model.name to 'ncsnpp'",
-            )
+    other = "ddpm" if model.name == "ncsnpp" else "ncsnpp"
+    for name, absent in _LACKING[model.name].items():
+        require(
+            model[name] == absent,
+            f"config.model.{name}",
+            model[name],
+            f"{absent!r} with config.model.name={model.name!r}, which has no such option",
+            f"set config.model.{name} to {absent!r}, or config.model.name to {other!r}",
+        )
     require(
         not model.scale_by_sigma or config.sde.name == "ve",
         "config.model.scale_by_sigma",
@@ -165,11 +172,10 @@ def build(config: Any) -> Network:
     fields: dict[str, Any] = {name: _hashable(value) for name, value in model.items() if name in own}
     fields |= {name: data[name] for name in _DATA_FIELDS}
     fields["dtype"] = jnp.dtype(model.dtype)
-    network = Network(kind(**fields), model.sigma_data)
+    network, sde = Network(kind(**fields), _reading(model)), from_config(config.sde)
     try:
         network.module.check()
-        if network.sigma_data is not None:
-            require_positive(sigma_data=network.sigma_data)
+        network.reading.check(sde)
     except ValueError as error:
         group = "data" if str(error).startswith(_DATA_FIELDS) else "model"
         raise ValueError(f"config.{group}.{error}") from None
@@ -178,6 +184,11 @@ def build(config: Any) -> Network:
     except ValueError as error:  # channels that no normalisation can divide
         raise ValueError(f"config.model: {error}") from None
     return network
+
+
+def _reading(model: Any) -> Reading:
+    prediction = model.prediction or ("published" if model.sigma_data is None else "edm")
+    return Reading(prediction=prediction, time=model.time or "published", sigma_data=model.sigma_data)
 
 
 def _hashable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints: this project's own, written with orbax, and the two published formats, which are only read.
+"""Checkpoints: this project's own, written with orbax, and those of other projects, which are only read.
 
 An own checkpoint is a folder with the items ``params_ema`` (the averaged weights, all that sampling needs)
 and ``metadata`` (JSON: the model and the origin of the weights), and during a training also
@@ -28,12 +28,11 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 
-import configs
 from configs import keys
-from models import published_jax, published_torch
+from models import diffusers_folder, published_edm, published_jax, published_torch
 from models.build import Network, Params, build
 from models.weights import Weights, listed, read_fitting
-from sde_lib import from_config
+from sde_lib import from_config, presets
 from sde_lib.checks import refusal, require, require_choice
 
 KIND = "this project's format"
@@ -45,10 +44,12 @@ JAX_PAGE = "https://drive.google.com/drive/folders/10pQygNzF7hOOLwP3q8GiNxSnFRpA
 TORCH_PAGE = "https://drive.google.com/drive/folders/1tFmF_uh57O6lx9ggtZT_5LdonVK2cV-e"
 
 # Files of other kinds: what they begin with, what they are, and what to do instead
-_TAKE = "take a checkpoint of the published training runs (docs/checkpoints.md), or train one"
 _NOT_READ = (
-    (r"\x80[\x02-\x05]", "a pickle, such as EDM's network-snapshot-*.pkl, which is not supported", _TAKE),
-    (r".{8}\{\s*\"", "a safetensors file, which is not supported", _TAKE),
+    (
+        r".{8}\{\s*\"",
+        "a safetensors file, which says nothing of its network",
+        "give the folder of diffusers that it belongs to",
+    ),
     (
         r"version https://git-lfs",
         "a pointer of Git LFS instead of the file itself",
@@ -66,7 +67,7 @@ def describe(config: Any, *, step: int | None, command: str, **more: Any) -> dic
     """The metadata of a checkpoint: ``config``'s model, data and process, and the command that made it."""
     of_the_call = ("checkpoint", "mismatch_allowed")
     model = {name: value for name, value in config.model.to_dict().items() if name not in of_the_call}
-    groups = {"model": model, "data": config.data.to_dict(), "sde": config.sde.to_dict()}
+    groups = {"model": model, "data": config.data.to_dict(), "sde": presets.settings(config.sde)}
     return {**groups, "step": step, "command": command, **more}
 
 
@@ -202,23 +203,28 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
         "source_sha256": checkpoint_sha256(path),
     }
     described = describe(config, step=metadata["step"], command=command, **origin)
-    stated = {group: metadata[group] for group in ("model", "data", "sde") if group in metadata}
-    return save(target, params, described | stated, force=target.exists())
+    of_source = stated(path)
+    groups = {group: {**described[group], **of_source.get(group, {})} for group in ("model", "data", "sde")}
+    return save(target, params, described | groups, force=target.exists())
 
 
 def checkpoint_sha256(path: Path) -> str:
-    """SHA-256 of a checkpoint file, or of the sorted names and contents of all files in a folder."""
+    """SHA-256 of a checkpoint file, or of the sorted names and contents of the files in a folder.
+
+    Of a folder of diffusers these are the ones that are read; a downloaded one holds many others.
+    """
     if path.is_file():
         return _sha256(path)
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+    files = path.rglob("*") if _reader(path) is None else diffusers_folder.files(path)
+    for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 def provenance(path: Path) -> dict[str, Any]:
     """A checkpoint's name and SHA-256, and those of the file it was converted from, for results to state."""
-    metadata = _read_metadata(path) if path.is_dir() else {}
+    metadata = _read_metadata(path) if _reader(path) is None else {}
     source = {name: value for name, value in metadata.items() if name.startswith("source")}
     return {"checkpoint": path.name, "checkpoint_sha256": checkpoint_sha256(path), **source}
 
@@ -245,7 +251,7 @@ def find(path: str | Path) -> Path:
     if path.is_file():
         _reader(path)
         return path
-    if _is_own(path):
+    if _is_folder(path):
         return path
     inside = sorted(entry for entry in path.iterdir() if _is_checkpoint(entry))
     if len(inside) == 1:
@@ -253,8 +259,6 @@ def find(path: str | Path) -> Path:
     if inside:
         found = f"holds {len(inside)}: {', '.join(entry.name for entry in inside)}"
         fix = f"choose one, for example --checkpoint={Path(given) / inside[-1].name}"
-    elif any(any(path.glob(f"{place}diffusion_pytorch_model*")) for place in ("", "*/")):
-        found, fix = "is one of diffusers, which is not supported", _TAKE
     elif any(path.iterdir()):
         others = sorted(entry.name for entry in path.iterdir())
         found, fix = f"holds none, only {listed(others, limit=3)}", get_one
@@ -268,6 +272,8 @@ def _where_to_get(path: Path) -> str:
     """What to do about an absent checkpoint, as an imperative."""
     if "assets" in path.parts:
         return "bring back the shipped ones with `git checkout assets`, or see docs/checkpoints.md"
+    if re.fullmatch(r"(edm|baseline)-.*\.pkl", path.name):
+        return f"download it from {published_edm.PAGE} and put it there, as docs/checkpoints.md says"
     page = TORCH_PAGE if path.suffix == ".pth" else JAX_PAGE
     published = re.search(r"[^/]+/[^/]+_continuous(?=/)", path.as_posix())
     if published is None:
@@ -282,10 +288,15 @@ def _is_own(path: Path) -> bool:
     return (path / "params_ema").is_dir() and (path / "metadata").is_dir()
 
 
+def _is_folder(path: Path) -> bool:
+    return _is_own(path) or diffusers_folder.is_folder(path)
+
+
 def _is_checkpoint(path: Path) -> bool:
     if path.is_dir():
-        return _is_own(path)
-    return _head(path).startswith((*published_torch.FIRST_BYTES, *published_jax.FIRST_BYTES))
+        return _is_folder(path)
+    readers = (published_torch, published_edm, published_jax)
+    return any(_head(path).startswith(reader.FIRST_BYTES) for reader in readers)
 
 
 def _head(path: Path) -> bytes:
@@ -294,19 +305,47 @@ def _head(path: Path) -> bytes:
 
 
 def _open(path: Path, expected: Mapping[str, Any], *, raw: bool) -> Weights:
-    if path.is_dir():
+    reader = _reader(path)
+    if reader is None:
         return _open_own(path, raw=raw)
-    if _reader(path) is published_torch:
-        return published_torch.open_weights(path, expected, raw=raw)
-    return published_jax.open_weights(path, raw=raw)
+    if reader is published_jax:
+        return published_jax.open_weights(path, raw=raw)
+    return reader.open_weights(path, expected, raw=raw)
 
 
-def _reader(path: Path) -> ModuleType:
-    """The module that reads a file; raises ValueError for a file of another kind."""
+def stated(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of the network in it, in the groups of a config; nothing in some formats.
+
+    Args:
+        path: the checkpoint, as ``find`` returns it.
+
+    Returns:
+        The metadata of a checkpoint in this project's format; what the reader of another format describes.
+
+    Raises:
+        ValueError: if it is damaged, or says that it holds a network that is not supported.
+    """
+    reader = _reader(path)
+    if reader is None:
+        return _read_metadata(path)
+    return reader.describe(path) if hasattr(reader, "describe") else {}
+
+
+def _reader(path: Path) -> ModuleType | None:
+    """The module that reads a checkpoint of another project, or None for one in this project's format.
+
+    Raises:
+        ValueError: for a file of another kind.
+    """
+    if path.is_dir():
+        return diffusers_folder if diffusers_folder.is_folder(path) else None
     head = _head(path)
     if head.startswith(published_torch.FIRST_BYTES):
         return published_torch
-    known = f"in {KIND}, {published_jax.KIND} or {published_torch.KIND}"
+    if head.startswith(published_edm.FIRST_BYTES):
+        return published_edm
+    others = (published_jax, published_torch, published_edm)
+    known = f"in {KIND}, {', '.join(other.KIND for other in others)} or {diffusers_folder.KIND}"
     for beginning, what, fix in _NOT_READ:
         if re.match(beginning.encode(), head, re.DOTALL):
             raise ValueError(refusal("checkpoint", str(path), f"{known}, but this is {what}", fix))
@@ -434,16 +473,10 @@ def require_trained_like(path: Path, config: Any) -> None:
     allowed = tuple(config.model.mismatch_allowed)
     for key in allowed:
         require_choice("config.model.mismatch_allowed", key, keys.deciding(keys.WEIGHTS))
-    if not path.is_dir():
-        return
-    theirs = flatten_dict(_read_metadata(path), sep=".")
-    ours = json.loads(json.dumps(configs.flat(config)))  # with JSON's types, as theirs
-    of_process = {f"sde.{name}" for name in ("name", *vars(from_config(config.sde)))}
-    differing = [
-        key
-        for key in keys.deciding(keys.WEIGHTS)
-        if key in theirs and (key in of_process or not key.startswith("sde.")) and theirs[key] != ours[key]
-    ]
+    theirs = flatten_dict(stated(path), sep=".")
+    theirs = {**keys.ADDED, **json.loads(json.dumps(theirs))} if theirs else {}
+    ours = json.loads(json.dumps(keys.values(config, keys.WEIGHTS)))  # with JSON's types, as theirs
+    differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
     there, here = ({f"config.{key}": values[key] for key in differing} for values in (theirs, ours))
     permit = str((*allowed, *(key for key in differing if key not in allowed))).replace("'", '"')
     require(

@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sde_lib.checks import require
 
@@ -60,6 +60,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     init_scale: float = 1.0
+    padding: int | str = "SAME"  # of a size above 1; SAME puts an odd zero to the right and below
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -70,7 +71,7 @@ class Conv(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         if self.size == 1:
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0] + bias
-        return _convolve(x, kernel, stride=self.stride, padding="SAME") + bias
+        return _convolve(x, kernel, stride=self.stride, padding=self.padding) + bias
 
 
 def dense(features: int) -> nn.Dense:
@@ -118,7 +119,7 @@ class GroupNorm(nn.Module):
         return x * (lax.rsqrt(mean(x**2) + self.epsilon) * scale) + bias
 
 
-def group_norm(channels: int, groups: int | None) -> GroupNorm:
+def group_norm(channels: int, groups: int | None, epsilon: float = 1e-6) -> GroupNorm:
     """Group normalisation; without ``groups``, in groups of four channels, but at most 32 groups.
 
     Raises:
@@ -132,7 +133,7 @@ def group_norm(channels: int, groups: int | None) -> GroupNorm:
         f"a multiple of the number of groups, {groups or f'min(channels // 4, 32) = {count}'}",
         "choose nf and ch_mult so that all channel counts and their sums are, such as multiples of 32",
     )
-    return GroupNorm(count)
+    return GroupNorm(count, epsilon)
 
 
 class NIN(nn.Module):
@@ -161,6 +162,22 @@ class GaussianFourierProjection(nn.Module):
         frequencies = self.param("W", nn.initializers.normal(self.scale), (self.features,))
         angles = 2 * jnp.pi * y[:, None] * lax.stop_gradient(frequencies)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ClassEmbedding(nn.Module):
+    """A dense layer of one-hot classes times √(number of classes), as in EDM (arXiv 2206.00364, appendix).
+
+    A one-hot vector then has the mean square of a standard normal one. Class −1 stands for none: zeros, of
+    which the layer makes its bias.
+    """
+
+    features: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, classes: Int[Array, " b"]) -> Float[Array, "b {self.features}"]:
+        one_hot = jax.nn.one_hot(classes, self.num_classes)
+        return dense(self.features)(math.sqrt(self.num_classes) * one_hot)
 
 
 def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "b {features}"]:
@@ -310,6 +327,7 @@ class Downsample(nn.Module):
     features: int | None
     fir_kernel: tuple[float | int, ...] | None
     dtype: Any = jnp.float32
+    padding: int | str = "SAME"  # of the convolution without a filter
 
     @nn.compact
     def __call__(self, x: Images) -> NewImages:
@@ -317,7 +335,7 @@ class Downsample(nn.Module):
             return downsample(x, self.fir_kernel)
         if self.fir_kernel:
             return Conv2d(self.features, up=False, fir_kernel=self.fir_kernel, dtype=self.dtype)(x)
-        return Conv(self.features, stride=2, dtype=self.dtype)(x)
+        return Conv(self.features, stride=2, padding=self.padding, dtype=self.dtype)(x)
 
 
 class Combine(nn.Module):
@@ -339,19 +357,30 @@ def residual_sum(x: Images, h: Images, rescale: bool) -> Images:
 
 
 class AttnBlockpp(nn.Module):
-    """Self-attention between all pixels, one head as wide as the channels, with a residual connection."""
+    """Self-attention between all pixels, with a residual connection."""
 
     skip_rescale: bool
     init_scale: float = 0.0
     groups: int | None = None
+    epsilon: float = 1e-6
+    head_dim: int | None = None  # channels of a head; None for one head of all channels
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         b, height, width, c = x.shape
-        h = group_norm(c, self.groups)(x).reshape(b, height * width, c)
-        query, key, value = (NIN(c, dtype=self.dtype)(h)[:, :, None] for _ in range(3))
-        h = jax.nn.dot_product_attention(query, key, value)[:, :, 0]  # scaled by 1/√c
+        head_dim = self.head_dim or c
+        require(
+            c % head_dim == 0,
+            "channels",
+            c,
+            f"a multiple of the {head_dim} channels of an attention head",
+            "choose nf and ch_mult so that they are wherever there is attention",
+        )
+        h = group_norm(c, self.groups, self.epsilon)(x).reshape(b, height * width, c)
+        heads = (b, height * width, c // head_dim, head_dim)
+        query, key, value = (NIN(c, dtype=self.dtype)(h).reshape(heads) for _ in range(3))
+        h = jax.nn.dot_product_attention(query, key, value).reshape(h.shape)  # scaled by 1/√(channels a head)
         h = NIN(c, self.init_scale, self.dtype)(h).reshape(x.shape)
         return residual_sum(x, h, self.skip_rescale)
 
@@ -364,17 +393,18 @@ class ResnetBlockDDPMpp(nn.Module):
     features: int | None = None  # None: as many as the input has
     init_scale: float = 0.0
     groups: int | None = None
+    epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images, embedding: Float[Array, "b e"] | None, train: bool) -> NewImages:
         channels = x.shape[-1]
         features = self.features or channels
-        h = swish(group_norm(channels, self.groups)(x))
+        h = swish(group_norm(channels, self.groups, self.epsilon)(x))
         h = Conv(features, dtype=self.dtype)(h)
         if embedding is not None:
             h += dense(features)(swish(embedding))[:, None, None].astype(h.dtype)
-        h = swish(group_norm(features, self.groups)(h))
+        h = swish(group_norm(features, self.groups, self.epsilon)(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = Conv(features, init_scale=self.init_scale, dtype=self.dtype)(h)
         if channels != features:

@@ -1,7 +1,8 @@
 """NCSN++ and DDPM++ (Song et al., arXiv 2011.13456, appendix H): one U-Net with different options.
 
 NCSN++ (VE): FIR resampling, Fourier embedding of log sigma, progressive input. DDPM++ (VP, sub-VP): plain
-resampling, positional embedding of 999 t, nothing progressive.
+resampling, positional embedding of 999 t, nothing progressive. EDM (Karras et al., arXiv 2206.00364) trained
+both with its own preconditioning and label, on classes, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models import layers
 from models.layers import AnyArray
@@ -43,9 +44,12 @@ class NCSNpp(nn.Module):
         progressive: output from all resolutions: none, output_skip (images summed) or residual (features).
         progressive_input: input to all resolutions: none, input_skip (images) or residual (features).
         progressive_combine: sum or cat, for input_skip.
-        embedding_type, fourier_scale: positional, or fourier with this scale of the frequencies.
+        embedding_type, fourier_scale: of the label: positional; fourier, of its logarithm, as published for
+            VE; or fourier_of_label, for labels that are logarithms already, as EDM's. With this scale of the
+            frequencies.
         init_scale: scale of the initial weights that end a block; at 0 the block starts as the identity.
         scale_by_sigma: whether to divide the output by the label.
+        num_classes: of images that belong to one class each; 0 for a network without classes.
         dtype: type of the computation; parameters, normalisation, embedding and output are float32.
 
     Example:
@@ -78,6 +82,7 @@ class NCSNpp(nn.Module):
     fourier_scale: float = 16.0
     init_scale: float = 0.0
     scale_by_sigma: bool = False
+    num_classes: int = 0
     dtype: Any = jnp.float32
 
     def check(self) -> None:
@@ -95,7 +100,8 @@ class NCSNpp(nn.Module):
         require_choice("progressive", self.progressive, ("none", "output_skip", "residual"))
         require_choice("progressive_input", self.progressive_input, ("none", "input_skip", "residual"))
         require_choice("progressive_combine", self.progressive_combine, ("sum", "cat"))
-        require_choice("embedding_type", self.embedding_type, ("fourier", "positional"))
+        require_choice("embedding_type", self.embedding_type, ("fourier", "fourier_of_label", "positional"))
+        check_num_classes(self)
         require(
             not self.fir or (len(self.fir_kernel) >= 2 and 0 < sum(self.fir_kernel) < float("inf")),
             "fir_kernel",
@@ -107,20 +113,34 @@ class NCSNpp(nn.Module):
             not self.scale_by_sigma or self.embedding_type == "fourier",
             "scale_by_sigma",
             self.scale_by_sigma,
-            "False with embedding_type='positional', whose label is not a noise level",
+            f"False with embedding_type={self.embedding_type!r}, whose label is not a noise level",
             "set embedding_type='fourier' (VE), or scale_by_sigma=False (VP, sub-VP)",
         )
 
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "b h w c"], label: Float[AnyArray, " b"], *, train: bool = False
+        self,
+        x: Float[AnyArray, "b h w c"],
+        label: Float[AnyArray, " b"],
+        classes: Int[AnyArray, " b"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "b h w c"]:
         """The network's output for images x at time labels: sigma for VE, 999 t for VP and sub-VP.
 
-        With ``train``, dropout needs ``rngs={"dropout": key}``.
+        Args:
+            x: the images.
+            label: their time labels.
+            classes: their classes 0 … num_classes − 1, or −1 for none; given if there are any.
+            train: whether dropout acts, which needs ``rngs={"dropout": key}``.
+
+        Raises:
+            ValueError: for options that ``check`` refuses, for images of another size, or for classes that
+                are missing or that the network does not have.
         """
         self.check()
         check_images(self, x)
+        check_classes(self, classes)
         x, label = jnp.asarray(x), jnp.asarray(label)
         # The layers, with the settings that all of a kind share
         fir_kernel = self.fir_kernel if self.fir else None
@@ -147,11 +167,14 @@ class NCSNpp(nn.Module):
         def resampling_features(h: Array) -> int | None:
             return h.shape[-1] if self.resamp_with_conv else None
 
-        # Time
-        if self.embedding_type == "fourier":
-            embedding = layers.GaussianFourierProjection(self.nf, self.fourier_scale)(jnp.log(label))
-        else:
+        # Time and class
+        if self.embedding_type == "positional":
             embedding = layers.positional_embedding(label, self.nf)
+        else:
+            value = jnp.log(label) if self.embedding_type == "fourier" else label
+            embedding = layers.GaussianFourierProjection(self.nf, self.fourier_scale)(value)
+        if classes is not None:
+            embedding += layers.ClassEmbedding(embedding.shape[-1], self.num_classes)(jnp.asarray(classes))
         if self.conditional:
             embedding = layers.dense(4 * self.nf)(embedding)
             embedding = layers.dense(4 * self.nf)(layers.swish(embedding))
@@ -270,3 +293,32 @@ def check_images(module: Any, x: AnyArray) -> None:
         f"(batch, {', '.join(map(str, expected))})",
         "set image_size and num_channels to those of the images",
     )
+
+
+def check_num_classes(module: Any) -> None:
+    """Refuses a number of classes that is none, or classes without an embedding to be added to.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    fix = "set it to 0 for a network without classes"
+    require(_is_whole(module.num_classes, 0), "num_classes", module.num_classes, "a whole number >= 0", fix)
+    require(
+        module.conditional or module.num_classes == 0,
+        "num_classes",
+        module.num_classes,
+        "0 with conditional=False, since classes are added to the embedding of the time",
+        "set conditional=True",
+    )
+
+
+def check_classes(module: Any, classes: Int[AnyArray, " b"] | None) -> None:
+    """Raises ValueError unless classes are given exactly if the network has them."""
+    given = None if classes is None else f"shape {classes.shape}"
+    if module.num_classes:
+        allowed = f"one class from 0 to {module.num_classes - 1} for every image, or -1 for none"
+        require(classes is not None, "classes", given, allowed, "give them as the score's condition")
+    else:
+        allowed = "None for a network without classes"
+        fix = "leave them out, or set num_classes to that of the network's training"
+        require(classes is None, "classes", given, allowed, fix)

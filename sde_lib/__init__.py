@@ -17,7 +17,8 @@ Conventions:
 
 from sde_lib.paths import CosineVP, DiscreteVP, EDMProcess, RectifiedFlow
 from sde_lib.predictions import as_score
-from sde_lib.processes import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE, from_config
+from sde_lib.presets import from_config
+from sde_lib.processes import SDE, VESDE, VPSDE, ScoreFn, SubVPSDE
 from sde_lib.reverse import denoise, probability_flow_drift, reverse_drift
 
 __all__ = [

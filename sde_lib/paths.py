@@ -23,7 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sde_lib.checks import is_known, require, require_number, require_positive
+from sde_lib.checks import (
+    is_known,
+    require,
+    require_choice,
+    require_count,
+    require_number,
+    require_positive,
+)
 from sde_lib.processes import Sample, Scalar, require_interval, require_only_noise
 from sde_lib.pytrees import register_dataclass
 
@@ -36,8 +43,14 @@ FLOW_ALPHA = 2.0**-12
 # level that the chain ends at is that of 1 − t = 0.001^(1/2)/1000.
 COSINE_REST = 10.0**-4.5
 
+COSINE_OFFSET = 0.008  # as published
+
 # A table belongs to a network, and cannot be changed. That of Stable Diffusion ends at alpha = 0.068.
 LARGEST_ALPHA_OF_TABLE = 0.1
+
+# The settings of ``DiscreteVP.from_schedule`` and their defaults: DDPM's own (arXiv 2006.11239, section 4)
+SCHEDULE: dict[str, Any] = {"schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_levels": 1000}
+LARGEST_BETA = 0.999  # of the cosine chain, as published
 
 # Newton's iterations for a cubic on [0, 1]. On the tables of DDPM and of the cosine, four reach the rounding
 # of float64. An abrupt table can have a slope near zero at one end, where each iteration halves the distance.
@@ -96,6 +109,10 @@ class EDMProcess:
 
     def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
         return jnp.exp(-log_snr)
+
+    @property
+    def prior_std(self) -> Scalar:
+        return self.T
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return (self.T * jax.random.normal(key, shape, dtype)).astype(dtype)
@@ -170,6 +187,10 @@ class RectifiedFlow:
     def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
         return jax.nn.sigmoid(-jnp.asarray(log_snr))
 
+    @property
+    def prior_std(self) -> Scalar:
+        return self.T
+
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return (self.T * jax.random.normal(key, shape, dtype)).astype(dtype)
 
@@ -209,7 +230,7 @@ class CosineVP:
         0.7027 0.7114
     """
 
-    s: Scalar = 0.008
+    s: Scalar = COSINE_OFFSET
     eps: Scalar = 1e-3
     T: Scalar = 1 - COSINE_REST
 
@@ -242,6 +263,10 @@ class CosineVP:
         rest = jnp.sqrt(jnp.sin(theta_0) ** 2 + (jnp.cos(theta_0) * sigma) ** 2)
         theta = jnp.arctan2(rest, jnp.cos(theta_0) * alpha)
         return (theta - theta_0) / (0.5 * jnp.pi) * (1 + self.s)
+
+    @property
+    def prior_std(self) -> Scalar:
+        return 1.0
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return jax.random.normal(key, shape, dtype)
@@ -344,6 +369,49 @@ class DiscreteVP:
         """The table with alphas_cumprod[i] = (1 − beta_0) … (1 − beta_i), for ``betas`` of shape [N]."""
         return cls(np.cumprod(1 - np.asarray(betas, np.float64)))
 
+    @classmethod
+    def from_schedule(
+        cls,
+        schedule: str = SCHEDULE["schedule"],
+        beta_start: float = SCHEDULE["beta_start"],
+        beta_end: float = SCHEDULE["beta_end"],
+        num_levels: int = SCHEDULE["num_levels"],
+    ) -> DiscreteVP:
+        """The table of a schedule by the name that diffusers gives it, with its roundings.
+
+        These are of float32: they change sigma by up to 3e-4 of its value at the first levels, and a network
+        was trained with them. ``from_betas`` takes betas as they are.
+
+        Args:
+            schedule: "linear", betas in equal steps (arXiv 2006.11239); "scaled_linear", their square roots
+                in equal steps (arXiv 2112.10752); or "squaredcos_cap_v2", the cosine with betas up to 0.999
+                (arXiv 2102.09672, eq. 17).
+            beta_start, beta_end: the first and last beta; the cosine does not use them.
+            num_levels: N.
+
+        Raises:
+            ValueError: for an unknown name, a beta outside (0, 1), or a table that is refused.
+
+        Example:
+            >>> from sde_lib import DiscreteVP
+            >>> DiscreteVP.from_schedule("squaredcos_cap_v2").num_levels
+            1000
+        """
+        require_choice("schedule", schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        require_count(num_levels=num_levels)
+        for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+            fix = "give the share of the variance that a step replaces by noise"
+            require_number(name, beta, lambda beta: 0 < beta < 1, "a number above 0 and below 1", fix)
+        if schedule == "linear":
+            betas = _equal_steps(beta_start, beta_end, num_levels)
+        elif schedule == "scaled_linear":
+            betas = _equal_steps(beta_start**0.5, beta_end**0.5, num_levels) ** 2
+        else:
+            angles = (np.linspace(0, 1, num_levels + 1) + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2
+            powers = np.cos(angles) ** 2
+            betas = np.minimum(1 - powers[1:] / powers[:-1], LARGEST_BETA).astype(np.float32)
+        return cls(np.cumprod(1 - betas, dtype=np.float64).astype(np.float32))
+
     @property
     def num_levels(self) -> int:
         """N."""
@@ -380,6 +448,10 @@ class DiscreteVP:
         share = _inverse_cubic((log_alpha - begin) / fall, *slopes)
         return ((interval + share + 1) / self.num_levels).astype(log_alpha.dtype)
 
+    @property
+    def prior_std(self) -> Scalar:
+        return 1.0
+
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return jax.random.normal(key, shape, dtype)
 
@@ -411,6 +483,14 @@ class DiscreteVP:
         log_alphas, slopes = jnp.asarray(self.log_alphas), jnp.asarray(self.slopes)
         fall = log_alphas[i + 1] - log_alphas[i]
         return log_alphas[i], fall, slopes[i] / fall, slopes[i + 1] / fall
+
+
+def _equal_steps(begin: float, end: float, number: int) -> Float[np.ndarray, " N"]:
+    """Equal steps in float32 as PyTorch rounds them: from the nearer end, with one rounding of a sum."""
+    first, last = np.float32(begin), np.float32(end)
+    step = float((last - first) / np.float32(max(number - 1, 1)))
+    i = np.arange(number)
+    return np.where(i < number // 2, first + step * i, last - step * (number - 1 - i)).astype(np.float32)
 
 
 def monotone_slopes(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -8,11 +8,12 @@ With x = alpha x0 + sigma e, of data x0 and noise e, networks predict E[· | x] 
     velocity    alpha' x0 + sigma' e, with d/dt; e − x0 for the flow       arXiv 2209.03003
     score       −e/sigma                                 arXiv 2011.13456
     edm         the raw network F of EDM, D = c_skip y + c_out F(c_in y), y = x/alpha      arXiv 2206.00364
+    published   what the networks published for the process predict: see the process's ``score``
 
 Each of the first five is linear in (x0, e), and so is x. Two equations give E[e | x], and the score is
 −E[e | x]/sigma.
 
-The functions below act on one sample. They collect terms that would cancel at small sigma. A denoised image
+The functions below act on one sample, or on a batch with numbers that broadcast. They collect terms that would cancel at small sigma. A denoised image
 is the exception: its difference from x is the noise, and the digits that its rounding took are lost. In
 float32 at sigma = 1e-4 that is 1e-3 of the noise, for data of size 1.
 """
@@ -20,6 +21,7 @@ float32 at sigma = 1e-4 that is 1e-3 of the noise, for data of size 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -33,29 +35,30 @@ from sde_lib.paths import CosineVP, DiscreteVP
 from sde_lib.processes import SDE, VPSDE, Sample, Scalar, SubVPSDE
 from sde_lib.pytrees import STATIC, register_dataclass
 
-Prediction = Literal["score", "epsilon", "denoised", "v", "velocity", "edm"]
-TimeLabel = Literal["t", "log_sigma", "index"]
+Coefficient = float | Float[Array, "..."]  # one number, or one a sample, shaped to multiply the batch
+Prediction = Literal["score", "epsilon", "denoised", "v", "velocity", "edm", "published"]
+TimeLabel = Literal["t", "log_sigma", "index", "published"]
 # (x [batch, ...], label [batch]) -> [batch, ...]
 Network = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float[Array, "batch *shape"]]
 
 
-def score_from_epsilon(epsilon: Sample, sigma: Scalar) -> Sample:
+def score_from_epsilon(epsilon: Sample, sigma: Coefficient) -> Sample:
     """−e/sigma."""
     return -epsilon / sigma
 
 
-def score_from_denoised(denoised: Sample, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
+def score_from_denoised(denoised: Sample, x: Sample, alpha: Coefficient, sigma: Coefficient) -> Sample:
     """(alpha D − x)/sigma^2, Tweedie's formula."""
     return (alpha * denoised - x) / sigma**2
 
 
-def score_from_v(v: Sample, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
+def score_from_v(v: Sample, x: Sample, alpha: Coefficient, sigma: Coefficient) -> Sample:
     """−(alpha v + sigma x)/(sigma (alpha^2 + sigma^2)); the sum of squares is 1 for VP."""
     return -(alpha * v + sigma * x) / (sigma * (alpha**2 + sigma**2))
 
 
 def score_from_velocity(
-    velocity: Sample, x: Sample, alpha: Scalar, sigma: Scalar, alpha_rate: Scalar, sigma_rate: Scalar
+    velocity: Sample, x: Sample, alpha: Coefficient, sigma: Coefficient, alpha_rate: Coefficient, sigma_rate: Coefficient
 ) -> Sample:
     """−(alpha u − alpha' x)/(sigma (alpha sigma' − alpha' sigma)), with alpha' and sigma' by time.
 
@@ -64,15 +67,17 @@ def score_from_velocity(
     return -(alpha * velocity - alpha_rate * x) / (sigma * (alpha * sigma_rate - alpha_rate * sigma))
 
 
-def score_from_edm(raw: Sample, x: Sample, alpha: Scalar, sigma: Scalar, sigma_data: Scalar) -> Sample:
-    """The score for EDM's raw network F, which was called with c_in x/alpha.
+def score_from_edm(
+    raw: Callable[[Sample], Sample], x: Sample, alpha: Coefficient, sigma: Coefficient, sigma_data: Coefficient
+) -> Sample:
+    """The score for EDM's raw network F, a function of c_in y.
 
     With y = x/alpha, S = sigma/alpha and r^2 = S^2 + sigma_data^2, D − y = S sigma_data/r F − S^2/r^2 y, and
     hence score = (sigma_data/r F − S/r^2 y)/sigma, without the difference of D and y.
     """
-    level = sigma / alpha
+    y, level = x / alpha, sigma / alpha
     r = jnp.sqrt(level**2 + sigma_data**2)
-    return (sigma_data / r * raw - level / r**2 * (x / alpha)) / sigma
+    return (sigma_data / r * raw(y / r) - level / r**2 * y) / sigma
 
 
 def edm_preconditioning(level: Scalar, sigma_data: Scalar) -> tuple[Scalar, Scalar, Scalar, Scalar]:
@@ -89,33 +94,61 @@ def edm_preconditioning(level: Scalar, sigma_data: Scalar) -> tuple[Scalar, Scal
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """How a network is called and what it predicts."""
+class Reading:
+    """How a network is called and what it predicts; the fields are the arguments of ``as_score``."""
 
     sigma_data: Scalar | None
     prediction: Prediction = dataclasses.field(metadata=STATIC)
     time: TimeLabel | Callable[[SDE, Scalar], Any] = dataclasses.field(metadata=STATIC)
 
+    def check(self, sde: SDE) -> None:
+        """Raises ValueError for an unknown name, or one that does not go with the process or the others."""
+        require_choice("prediction", self.prediction, get_args(Prediction))
+        if not callable(self.time):
+            require_choice("time", self.time, get_args(TimeLabel))
+        if self.time == "index":
+            require(
+                isinstance(sde, VPSDE | SubVPSDE | CosineVP | DiscreteVP),
+                "time",
+                self.time,
+                f"'t', 'log_sigma' or a function of (sde, t) for {type(sde).__name__}, which has no index",
+                "give the label as a function, such as lambda sde, t: 1000 * t",
+            )
+        if self.prediction == "edm":
+            fix = "give the data's deviation"
+            require(self.sigma_data is not None, "sigma_data", self.sigma_data, "a number > 0", fix)
+            require_positive(sigma_data=self.sigma_data)
+        else:
+            allowed = f"None for prediction {self.prediction!r}"
+            fix = "leave it out, or set prediction to 'edm'"
+            require(self.sigma_data is None, "sigma_data", self.sigma_data, allowed, fix)
+
     def label(self, sde: SDE, t: Scalar) -> Any:
+        """The label of one time that the network gets."""
         match self.time:
             case "t":
                 return t
             case "log_sigma":
                 return -0.25 * sde.log_snr(t)
-            case "index":
+            case "index" | "published":
                 return sde.network_time(t)
             case function:
                 return function(sde, t)
 
-    def input(self, sde: SDE, x: Sample, t: Scalar) -> Sample:
-        if self.prediction != "edm":
-            return x
-        alpha, sigma = sde.marginal(t)
-        _, _, c_in, _ = edm_preconditioning(sigma / alpha, self._sigma_data())
-        return c_in * (x / alpha)
+    def score_of(self, network: Network, sde: SDE, x: Any, t: Any) -> Any:
+        """The score of a batch x [b, ...] at times t [b].
 
-    def score(self, sde: SDE, output: Sample, x: Sample, t: Scalar) -> Sample:
-        alpha, sigma = sde.marginal(t)
+        Raises:
+            ValueError: for an output of the network whose shape is not that of x.
+        """
+        x, t = jnp.asarray(x), jnp.asarray(t)
+        alpha, sigma = (_per_sample(value, x) for value in jax.vmap(sde.marginal)(t))
+        label = jax.vmap(lambda t: self.label(sde, t))(t)
+        if self.prediction == "edm":
+            assert self.sigma_data is not None
+            raw = functools.partial(_called, network, label)
+            return score_from_edm(raw, x, alpha, sigma, self.sigma_data)
+        output = _called(network, label, x)
         match self.prediction:
             case "score":
                 return output
@@ -126,14 +159,27 @@ class _Reading:
             case "v":
                 return score_from_v(output, x, alpha, sigma)
             case "velocity":
-                _, rates = jax.jvp(sde.marginal, (t,), (jnp.ones_like(t),))
-                return score_from_velocity(output, x, alpha, sigma, *rates)
-            case "edm":
-                return score_from_edm(output, x, alpha, sigma, self._sigma_data())
+                _, rates = jax.jvp(jax.vmap(sde.marginal), (t,), (jnp.ones_like(t),))
+                return score_from_velocity(output, x, alpha, sigma, *(_per_sample(rate, x) for rate in rates))
+            case _:
+                return jax.vmap(sde.score)(output, t)
 
-    def _sigma_data(self) -> Scalar:
-        assert self.sigma_data is not None
-        return self.sigma_data
+
+def _called(network: Network, label: Any, x: Any) -> Any:
+    output = network(x, label)
+    require(
+        output.shape == x.shape,
+        "the network's output",
+        f"shape {output.shape}",
+        f"of the shape of x, {x.shape}",
+        "return only the prediction; cut off channels of a learned variance",
+    )
+    return output
+
+
+def _per_sample(values: Any, x: Any) -> Any:
+    """One number a sample, shaped to multiply a batch like x."""
+    return jnp.expand_dims(values, range(1, x.ndim))
 
 
 def as_score(
@@ -147,20 +193,23 @@ def as_score(
     """The score function of a network, for ``solvers.sample``.
 
     Args:
-        network: (x [b, ...], label [b]) -> [b, ...]. The leaves of a ``jax.tree_util.Partial``, such as
+        network: (x [b, ...], label [b]) -> [b, ...]; with a third argument, the score gets the conditions of
+            its samples as one, too, and hands them on. The leaves of a ``jax.tree_util.Partial``, such as
             weights, are leaves of the result: arguments of compiled programs, so that other weights do not
             recompile. Any other callable is compiled as it stands, with its weights as constants.
         sde: the process that the network was trained for.
         prediction: what the network predicts: "score", "epsilon" (the noise), "denoised" (the image), "v",
-            "velocity" (d/dt of alpha x0 + sigma e, in the time of ``sde``), or "edm" (EDM's raw network,
-            whose input is c_in x/alpha).
+            "velocity" (d/dt of alpha x0 + sigma e, in the time of ``sde``), "edm" (EDM's raw network,
+            whose input is c_in x/alpha), or "published" (what ``sde.score`` takes).
         time: the label that it gets: "t", the time itself; "log_sigma", log(sigma/alpha)/4, which is EDM's
             c_noise; "index", 0 … N − 1 for ``DiscreteVP``, with fractions in between, and 999 t for the other
-            variance-preserving processes; or a function of (sde, t), for one sample.
+            variance-preserving processes; "published", ``sde.network_time``; or a function of (sde, t), for
+            one sample.
         sigma_data: standard deviation of the data, for "edm" alone.
 
     Returns:
-        (x [b, ...], t [b]) -> score [b, ...], a ``ScoreFn`` and a pytree.
+        (x [b, ...], t [b]) -> score [b, ...], a ``ScoreFn`` and a pytree; with a network of three arguments,
+        (x, t, condition) -> score.
 
     Raises:
         ValueError: for an unknown name, a ``sigma_data`` that is missing or not used, an index of a process
@@ -175,36 +224,11 @@ def as_score(
         >>> print(score_fn(jnp.ones((1, 2)), jnp.array([0.5])))  # (alpha x0 − x)/sigma^2
         [[-3. -3.]]
     """
-    require_choice("prediction", prediction, get_args(Prediction))
-    if not callable(time):
-        require_choice("time", time, get_args(TimeLabel))
-    if time == "index":
-        require(
-            isinstance(sde, VPSDE | SubVPSDE | CosineVP | DiscreteVP),
-            "time",
-            time,
-            f"'t', 'log_sigma' or a function of (sde, t) for {type(sde).__name__}, which has no index",
-            "give the label as a function, such as lambda sde, t: 1000 * t",
-        )
-    if prediction == "edm":
-        require(sigma_data is not None, "sigma_data", sigma_data, "a number > 0", "give the data's deviation")
-        require_positive(sigma_data=sigma_data)
-    else:
-        fix = "leave it out, or set prediction to 'edm'"
-        require(sigma_data is None, "sigma_data", sigma_data, f"None for prediction {prediction!r}", fix)
+    reading = Reading(sigma_data=sigma_data, prediction=prediction, time=time)
+    reading.check(sde)
     network = network if isinstance(network, Partial) else Partial(network)
-    return Partial(_score, network, sde, _Reading(sigma_data=sigma_data, prediction=prediction, time=time))
+    return Partial(_score, network, sde, reading)
 
 
-def _score(network: Partial, sde: SDE, reading: _Reading, x: Any, t: Any) -> Any:
-    x, t = jnp.asarray(x), jnp.asarray(t)
-    label = jax.vmap(lambda t: reading.label(sde, t))(t)
-    output = network(jax.vmap(lambda x, t: reading.input(sde, x, t))(x, t), label)
-    require(
-        output.shape == x.shape,
-        "the network's output",
-        f"shape {output.shape}",
-        f"of the shape of x, {x.shape}",
-        "return only the prediction; cut off channels of a learned variance",
-    )
-    return jax.vmap(lambda output, x, t: reading.score(sde, output, x, t))(output, x, t)
+def _score(network: Partial, sde: SDE, reading: Reading, x: Any, t: Any, *condition: Any) -> Any:
+    return reading.score_of(lambda x, label: network(x, label, *condition), sde, x, t)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sde_lib.checks import is_known, require, require_choice, require_number, require_positive
+from sde_lib.checks import is_known, require, require_number, require_positive
 from sde_lib.pytrees import register_dataclass
 
 Scalar = float | Float[Array, ""]
@@ -46,6 +46,11 @@ class SDE(Protocol):
         """Time at which sampling begins."""
         ...
 
+    @property
+    def prior_std(self) -> Any:
+        """Standard deviation of the distribution that sampling starts from, N(0, prior_std^2 I)."""
+        ...
+
     def drift(self, x: Sample, t: Scalar) -> Sample:
         """f(x, t) of the forward SDE."""
         ...
@@ -67,7 +72,7 @@ class SDE(Protocol):
         ...
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
-        """A draw from the distribution that sampling starts from, about the marginal at t = T."""
+        """A draw from N(0, prior_std^2 I), about the marginal at t = T."""
         ...
 
     def network_time(self, t: Scalar) -> Scalar:
@@ -157,10 +162,13 @@ class VESDE:
     def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
         return (-log_snr - jnp.log(self.sigma_min)) / self._log_ratio()
 
-    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+    @property
+    def prior_std(self) -> Scalar:
         # sigma(T), in a form that is sigma_max to the bit at T = 1
-        sigma = self.sigma_max * jnp.power(self.sigma_max / self.sigma_min, self.T - 1)
-        return (sigma * _standard_normal(key, shape, dtype)).astype(dtype)
+        return self.sigma_max * jnp.power(self.sigma_max / self.sigma_min, self.T - 1)
+
+    def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
+        return (self.prior_std * _standard_normal(key, shape, dtype)).astype(dtype)
 
     def network_time(self, t: Scalar) -> Scalar:
         return self._sigma(t)
@@ -264,6 +272,10 @@ class VPSDE:
     def inverse_log_snr(self, log_snr: Scalar) -> Scalar:
         return self._beta.inverse_integral(jnp.logaddexp(0.0, -2 * log_snr))
 
+    @property
+    def prior_std(self) -> Scalar:
+        return 1.0
+
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return _standard_normal(key, shape, dtype)
 
@@ -328,6 +340,10 @@ class SubVPSDE:
         # alpha/(1 − alpha^2) = e^lambda is 1/(2 sinh(B/2)) = e^lambda
         return self._beta.inverse_integral(2 * jnp.arcsinh(0.5 * jnp.exp(-log_snr)))
 
+    @property
+    def prior_std(self) -> Scalar:
+        return 1.0
+
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
         return _standard_normal(key, shape, dtype)
 
@@ -342,19 +358,3 @@ class SubVPSDE:
     @property
     def _beta(self) -> _LinearBeta:
         return _LinearBeta(self.beta_min, self.beta_max)
-
-
-def from_config(config: Any) -> SDE:
-    """Builds the process from the ``sde`` group of a config.
-
-    Raises:
-        ValueError: for an unknown name or a number out of range; the message names the config's key.
-    """
-    require_choice("config.sde.name", config.name, ("ve", "vp", "subvp"))
-    try:
-        if config.name == "ve":
-            return VESDE(config.sigma_min, config.sigma_max, config.eps, config.T)
-        process = VPSDE if config.name == "vp" else SubVPSDE
-        return process(config.beta_min, config.beta_max, config.eps, config.T)
-    except ValueError as error:
-        raise ValueError(f"config.sde.{error}") from None

@@ -28,9 +28,12 @@ from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import Grid, Rho, UniformLogSNR, UniformTime
 from solvers.interface import Solver, Status
 from solvers.langevin import AnnealedLangevin
+from solvers.likelihood import Likelihood, decode, encode, log_likelihood
 from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion
 from solvers.presets import from_config
 from solvers.rk45 import RK45
+from solvers.rows import Start
+from solvers.trace import Trace, trace
 from solvers.unipc import UniPC
 
 __all__ = [
@@ -46,17 +49,24 @@ __all__ = [
     "EulerMaruyama",
     "Grid",
     "Heun",
+    "Likelihood",
     "PredictorCorrector",
     "ReverseDiffusion",
     "Rho",
     "SDEDPMSolverPP",
     "Solution",
     "Solver",
+    "Start",
     "Status",
+    "Trace",
     "UniPC",
     "UniformLogSNR",
     "UniformTime",
+    "decode",
+    "encode",
     "from_config",
+    "log_likelihood",
     "sample",
     "stream",
+    "trace",
 ]

@@ -92,6 +92,7 @@ class AdaptiveState:
     x: Sample
     t: Time
     h: Time  # the step being tried
+    e: Time  # of the last step tried
     x_previous: Sample  # x'_prev
     key: PRNGKeyArray
     # The current stage. First: the score at (x, t) is needed. Second: that score is `score`, and the score at
@@ -194,6 +195,7 @@ class Adaptive:
             x=x,
             t=jnp.asarray(sde.T, dtype),
             h=jnp.minimum(self.first_step, sde.T - sde.eps).astype(dtype),
+            e=jnp.zeros((), dtype),
             x_previous=x,
             key=key,
             second_stage=jnp.bool_(False),
@@ -280,6 +282,7 @@ class Adaptive:
             x=jnp.where(accept, kept, x),
             t=t_next,
             h=h_next,
+            e=e,
             x_previous=jnp.where(accept, companion, state.x_previous),
             status=status.astype(jnp.int32),
             accepted=state.accepted + accept,

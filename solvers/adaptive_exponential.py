@@ -85,6 +85,7 @@ class AdaptiveExponentialState:
     t: Time
     key: PRNGKeyArray
     h: Number  # the step in log-SNR that led here
+    e: Number  # of the step before it
     history: tuple[Evaluation, ...]  # newest first; as many as the order needs
     # of the step that led here: b², the polynomial's value here, and the weights w and v
     variance: Number
@@ -156,6 +157,7 @@ class AdaptiveExponential:
             t=jnp.asarray(sde.T, dtype),
             key=key,
             h=jnp.asarray(FIRST_STEP * jnp.minimum(1, jnp.sqrt(self.eps_rel / FIRST_AT)), dtype),
+            e=zero,
             history=(nothing,) * (ORDER - 1),
             variance=zero,
             expected=jnp.zeros_like(x),
@@ -202,6 +204,7 @@ class AdaptiveExponential:
             t=t_next,
             key=state.key,
             h=h,
+            e=e,
             history=evaluations[:-1],
             variance=variance,
             expected=jnp.asarray(expected, dtype),

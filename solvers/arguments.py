@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
@@ -71,19 +74,50 @@ def check_setting(sde: SDE, key: Any, shape: tuple[int, ...], dtype: Any, *, sol
     )
 
 
-def checked_score_fn(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtype: Any) -> Partial:
+def checked_score_fn(
+    score_fn: ScoreFn,
+    lanes: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    condition: Any = None,
+    total: int | None = None,
+) -> Partial:
     """The score function as a pytree.
 
+    Args:
+        score_fn: of (x, t), or of (x, t, condition) if there is one.
+        lanes: samples in a batch.
+        shape, dtype: of a sample.
+        condition: the rows of some samples; None without conditions.
+        total: samples in all; None if not known.
+
     Raises:
-        ValueError: unless it keeps the shape of a batch of this many samples, gives real numbers, and holds
-            no value that JAX traces.
+        ValueError: unless it takes as many arguments as there are, keeps the shape of a batch of this many
+            samples, gives real numbers, and holds no value that JAX traces.
+
+    Warns:
+        UserWarning: if it closes over an array that may have a row for each sample.
     """
     if not isinstance(score_fn, Partial):
         score_fn = Partial(score_fn)
     x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
-    program, score = jax.make_jaxpr(score_fn, return_shape=True)(x, t)
-    traced = [held for held in program.consts if not is_known(held)]
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype), condition)
+    arguments = (x, t) if condition is None else (x, t, rows)
+    _require_takes(score_fn, arguments)
+    # the leaves of a Partial are arguments, so that only what is closed over is a constant
+    call = jax.make_jaxpr(lambda score_fn, *arguments: score_fn(*arguments), return_shape=True)
+    program, score = call(score_fn, *arguments)
+    traced = [held for held in (*program.consts, *jax.tree.leaves(score_fn)) if not is_known(held)]
     require(not traced, "score_fn", _described(traced[:1]), "a function of concrete weights", ON_THE_HOST)
+    by_sample = [held for held in program.consts if total is not None and np.shape(held)[:1] == (total,)]
+    if by_sample and total != 1:
+        warnings.warn(
+            f"score_fn holds an {_described(by_sample[0])}. If it has a row for each of the {total} samples, "
+            "pass it as sample(..., conditions=...) instead: row i of a batch is not sample i, since a lane "
+            "that is done starts another sample",
+            stacklevel=4,
+        )
     require(
         getattr(score, "shape", None) == x.shape,
         "score_fn(x, t)",
@@ -95,6 +129,22 @@ def checked_score_fn(score_fn: ScoreFn, lanes: int, shape: tuple[int, ...], dtyp
     fix = "return real numbers of a floating-point type"
     require(real, "score_fn(x, t)", score.dtype.name, "an array of floating-point numbers", fix)
     return score_fn
+
+
+def _require_takes(score_fn: Partial, arguments: tuple) -> None:
+    """Raises ValueError if a score function takes another number of arguments."""
+    try:
+        signature = inspect.signature(score_fn)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    wanted = "(x, t)" if len(arguments) == 2 else "(x, t, condition), since there are conditions"
+    fix = "leave conditions out" if len(arguments) == 3 else "pass conditions=, one row a sample"
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        require(
+            False, "score_fn", str(signature), f"a function of {wanted}", f"{fix}, or change the function"
+        )
 
 
 def check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:

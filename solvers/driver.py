@@ -26,11 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require_count, require_number, require_shared
+from sde_lib.guidance import evaluations_of
 from solvers.arguments import (
     all_unless_named,
     as_arrays,
@@ -54,8 +56,10 @@ from solvers.lanes import (
     idle_lanes,
     run,
 )
+from solvers.layouts import FlatScore, Layout
 from solvers.progress import bar as progress_bar
-from solvers.queues import Queues, SampleIds, ids_asked_for, lanes_for
+from solvers.queues import Dealt, Queues, SampleIds, checked_ids, ids_asked_for, lanes_for
+from solvers.rows import Rows, RowSource, Start
 
 SECONDS_PER_CALL = 0.5  # aim for the length of a call of the compiled loop
 MAX_EVALUATIONS = 100_000
@@ -73,18 +77,22 @@ class Solution:
     """Finished samples and their cost.
 
     Attributes:
-        x: the samples, in data units, shape [n, ...]; or the result of ``stream``'s ``output`` on them.
+        x: the samples, in data units, shape [n, ...], or a pytree of such arrays; or the result of
+            ``stream``'s ``output`` on them.
         sample_ids: the id of each sample, [n].
         nfe: network evaluations of each sample, the denoising included, [n].
         accepted, rejected: steps of each sample, [n].
         status: a ``Status`` for each sample, [n]; anything but COMPLETED is a failure.
         device_calls: batched evaluations of the score function on each device, [devices].
-        lane_evaluations: lanes × calls; equal to the sum of ``nfe`` if no lane was ever idle.
+        lane_evaluations: network evaluations of all lanes, idle or not; equal to the sum of ``nfe`` if no
+            lane was ever idle.
         seconds_compile, seconds_sampling: wall time of each part. The time that the caller of ``stream``
             spends on samples overlaps with the sampling and is included.
+        evaluations_per_call: network evaluations in one call of the score function, such as 2 with
+            classifier-free guidance. A sample's calls are nfe/evaluations_per_call.
     """
 
-    x: np.ndarray
+    x: Any
     sample_ids: np.ndarray
     nfe: np.ndarray
     accepted: np.ndarray
@@ -94,6 +102,7 @@ class Solution:
     lane_evaluations: int
     seconds_compile: float
     seconds_sampling: float
+    evaluations_per_call: int = 1
 
     @property
     def network_calls(self) -> int:
@@ -117,9 +126,11 @@ def sample(
     solver: Solver,
     *,
     key: PRNGKeyArray,
-    shape: Sequence[int],
+    shape: Any,
     num_samples: int | None = None,
     sample_ids: Sequence[int] | np.ndarray | None = None,
+    conditions: Any = None,
+    start: Start | None = None,
     batch_size: int | None = None,
     denoise: bool = True,
     max_evaluations: int = MAX_EVALUATIONS,
@@ -136,9 +147,12 @@ def sample(
         sde: the process that the score belongs to.
         solver: the method that takes a sample from T to eps.
         key: root of all randomness, one key of ``jax.random.key``.
-        shape: of one sample.
+        shape: of one sample; or a pytree of shapes, where score_fn takes and returns a pytree of batches.
         num_samples: how many to draw, with the ids 0 to num_samples − 1.
         sample_ids: the ids to draw, instead of ``num_samples``; unsigned 32-bit.
+        conditions: what the score function gets with each sample, such as its class: a pytree of arrays with
+            one row a sample id, in their order. The score function is then one of (x, t, condition).
+        start: where the samples start, one row a sample id, instead of at a draw of the prior.
         batch_size: lanes of all devices together, shared evenly; fewer are used if there are fewer samples.
             None for 128, or the next lower number that the devices can share.
         denoise: end with one Tweedie step, which takes one more evaluation.
@@ -153,7 +167,8 @@ def sample(
     Raises:
         ValueError: for a count below one, a batch size that the devices cannot share or that does not fit in
             their memory, a score function that does not keep the shape of the batch or is not real, a process
-            or solver whose class is not a pytree, or a call inside ``jax.jit``, ``jax.vmap`` or ``jax.grad``.
+            or solver whose class is not a pytree, conditions or starts that do not match the ids, a start
+            outside (eps, T], or a call inside ``jax.jit``, ``jax.vmap`` or ``jax.grad``.
 
     Example:
         >>> import jax, sde_lib, solvers
@@ -182,6 +197,8 @@ def sample(
             key=key,
             shape=shape,
             sample_ids=ids,
+            conditions=conditions,
+            start=start,
             lanes=lanes_for(len(ids), batch_size, len(devices)),
             denoise=denoise,
             max_evaluations=max_evaluations,
@@ -194,8 +211,9 @@ def sample(
     order = np.argsort(found, kind="stable")
     order = order[np.searchsorted(found[order], ids)]
 
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])[order]
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return jax.tree.map(lambda *pieces: np.concatenate(pieces)[order], *arrays)
 
     return Solution(
         x=joined("x"),
@@ -208,6 +226,7 @@ def sample(
         lane_evaluations=sum(part.lane_evaluations for part in parts),
         seconds_compile=sum(part.seconds_compile for part in parts),
         seconds_sampling=sum(part.seconds_sampling for part in parts),
+        evaluations_per_call=parts[0].evaluations_per_call,
     )
 
 
@@ -221,11 +240,13 @@ def stream(
     solver: Solver,
     *,
     key: PRNGKeyArray,
-    shape: Sequence[int],
+    shape: Any,
     sample_ids: SampleIds,
     lanes: int,
+    conditions: Any = None,
+    start: Start | Callable[[np.ndarray], Start] | None = None,
     total: int | None = None,
-    output: Callable[[Array], Array] = _unchanged,
+    output: Callable[[Any], Array] = _unchanged,
     denoise: bool = True,
     max_evaluations: int = MAX_EVALUATIONS,
     dtype: Any = jnp.float32,
@@ -244,6 +265,8 @@ def stream(
         lanes: of all devices together.
         total: the number of samples to expect, for the progress bar only; None for the number of ids, where
             they are given at once.
+        conditions, start: see ``sample``; or functions from ids [n] to their rows, which are called when the
+            devices are about to need them. Rows must depend on the id alone.
         output: applied on the devices to finished samples x [n, ...]; the result, [n, ...], is
             ``Solution.x``. It is compiled into the loop: pass the same function object each time.
         score_fn, sde, solver, key, shape, denoise, max_evaluations, dtype, devices, progress: see ``sample``.
@@ -275,24 +298,38 @@ def stream(
     queues = Queues(sample_ids, num_devices=len(devices), length=IDS_PER_LANE * per_device)
     if total is None and isinstance(sample_ids, Sequence | np.ndarray):
         total = len(sample_ids)
+    per_call = evaluations_of(score_fn)
+    layout = Layout.of(shape)
+    if layout is not None:
+        shape, unflattened = (layout.size,), output is _unchanged
+        score_fn = Partial(
+            FlatScore(layout), score_fn if isinstance(score_fn, Partial) else Partial(score_fn)
+        )
+        output = _unchanged if unflattened else _OfTree(layout, output)
     shape = checked_shape(shape)
     check_setting(sde, key, shape, dtype, solver=solver)
-    score_fn = checked_score_fn(score_fn, per_device, shape, dtype)
-    check_output(output, shape, dtype)
+    known_ids = checked_ids(sample_ids) if isinstance(sample_ids, Sequence | np.ndarray) else None
+    setting = {"ids": known_ids, "shape": shape, "layout": layout, "dtype": dtype, "sde": sde}
+    rows = RowSource(conditions=conditions, start=start, **setting)
     if queues.done:
         return
+    example = rows(queues.waiting[:1])
+    known = {"condition": example.condition, "total": None if known_ids is None else len(known_ids)}
+    score_fn = checked_score_fn(score_fn, per_device, shape, dtype, **known)
+    check_output(output, shape, dtype)
 
     sde, solver = as_arrays((sde, solver), dtype)
     mesh = Mesh(np.array(devices), (AXIS,))
-    cap = jnp.int32(max_evaluations)
+    cap = jnp.int32(-(-max_evaluations // per_call))  # calls
     problem = Problem(score_fn=score_fn, sde=sde, solver=solver, key=key, max_evaluations=cap)
     problem = jax.device_put(problem, NamedSharding(mesh, SHARED))
-    shared = problem.sde, problem.solver, problem.key
+    shared = problem.sde, problem.solver, problem.key, example
     idle = functools.partial(idle_lanes, *shared, shape=shape, dtype=dtype, mesh=mesh)
 
     def compiled(lanes: int) -> jax.stages.Compiled:
         program = Program(lanes=lanes // len(devices), denoising=denoise, output=output, mesh=mesh)
-        return _compile_loop(problem, program, jax.eval_shape(functools.partial(idle, lanes=program.lanes)))
+        work = jax.eval_shape(functools.partial(idle, lanes=program.lanes))
+        return _compile_loop(problem, program, work, example)
 
     bar = progress_bar(total=total, unit="sample", disable=not progress, desc="sampling")
     with bar, out_of_memory_explained(lanes, devices, compiled):
@@ -301,26 +338,44 @@ def stream(
         since = time.perf_counter()
         seconds_compile = since - start
         call = functools.partial(loop, problem)
-        for finished, counts in _calls(call, work, queues, NamedSharding(mesh, OWN), bar):
+        pace = _Pace(per_call)
+        for finished, counts in _calls(call, work, queues, rows, NamedSharding(mesh, OWN), pace, bar):
             arrays = _on_host(finished, counts)
+            arrays["nfe"] = per_call * arrays["nfe"]
+            if layout is not None and output is _unchanged:
+                arrays["x"] = layout.unflatten(arrays["x"])
             now = time.perf_counter()
             yield Solution(
                 **arrays,
+                evaluations_per_call=per_call,
                 device_calls=np.asarray(counts.iterations),
-                lane_evaluations=per_device * int(counts.iterations.sum()),
+                lane_evaluations=per_call * per_device * int(counts.iterations.sum()),
                 seconds_compile=seconds_compile,
                 seconds_sampling=now - since,
             )
             since, seconds_compile = now, 0.0
 
 
-def _compile_loop(problem: Problem, program: Program, work: Lanes) -> jax.stages.Compiled:
-    """``run`` for lanes of these shapes."""
+@dataclasses.dataclass(frozen=True)
+class _OfTree:
+    """An ``output`` of trees as one of flat samples."""
+
+    layout: Layout
+    output: Callable[[Any], Array]
+
+    def __call__(self, x: Array) -> Array:
+        return self.output(self.layout.unflatten(x))
+
+
+def _compile_loop(problem: Problem, program: Program, work: Lanes, example: Rows) -> jax.stages.Compiled:
+    """``run`` for lanes of these shapes, and rows like those of ``example``."""
     devices = program.mesh.size
+    length = IDS_PER_LANE * program.lanes * devices
     queue = Queue(
-        ids=np.zeros(IDS_PER_LANE * program.lanes * devices, np.uint32),
+        ids=np.zeros(length, np.uint32),
         length=np.zeros(devices, np.int32),
         more=np.zeros(devices, bool),
+        rows=_room(example, length),
     )
     own = NamedSharding(program.mesh, OWN)
     work, queue = jax.tree.map(
@@ -329,11 +384,37 @@ def _compile_loop(problem: Problem, program: Program, work: Lanes) -> jax.stages
     return run.lower(problem, work, queue, np.int32(0), program=program).compile()
 
 
+def _room(example: Rows, length: int) -> Rows:
+    """Zeros for this many rows like those of ``example``."""
+    return jax.tree.map(lambda leaf: np.zeros((length, *leaf.shape[1:]), leaf.dtype), example)
+
+
+def _dealt(dealt: Dealt, rows: RowSource) -> Queue:
+    """The ids that the devices may start in their next call, with their rows."""
+    valid = np.arange(dealt.ids.shape[1]) < dealt.lengths[:, None]
+    places = np.flatnonzero(valid)
+    given = rows(dealt.ids[valid])
+
+    def placed(some: np.ndarray) -> np.ndarray:
+        room = np.zeros((valid.size, *some.shape[1:]), some.dtype)
+        room[places] = some
+        return room
+
+    return Queue(
+        ids=dealt.ids.ravel(),
+        length=dealt.lengths.astype(np.int32),
+        more=np.full(len(dealt.lengths), dealt.more),
+        rows=jax.tree.map(placed, given),
+    )
+
+
 def _calls(
     loop: Callable[[Lanes, Queue, np.int32], tuple[Lanes, Finished, Counts]],
     work: Lanes,
     queues: Queues,
+    rows: RowSource,
     own: NamedSharding,
+    pace: _Pace,
     bar: tqdm,
 ) -> Iterator[tuple[Finished, Counts]]:
     """Calls the loop until all samples are finished.
@@ -341,12 +422,10 @@ def _calls(
     Yields the result of a call when the next one has started, so that the caller fetches the finished
     samples, which are still on the devices, while these work.
     """
-    pace = _Pace()
     last = None
     while not queues.done:
         dealt = queues.deal()
-        more = np.full(len(dealt.lengths), dealt.more)
-        queue = Queue(ids=dealt.ids.ravel(), length=dealt.lengths.astype(np.int32), more=more)
+        queue = _dealt(dealt, rows)
         iterations = np.int32(pace.iterations(dealt.shortest))
         start = time.perf_counter()
         work, finished, counts = loop(work, jax.device_put(queue, own), iterations)
@@ -366,9 +445,10 @@ def _calls(
 class _Pace:
     """Decides how many iterations the loops may run in a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, evaluations_per_call: int) -> None:
         self.finished = 0
-        self._evaluations = 0  # of finished samples
+        self._evaluations_per_call = evaluations_per_call
+        self._evaluations = 0  # calls of the score function of finished samples
         self._so_far = 0  # iterations
         self._aimed = 1
 
@@ -377,7 +457,7 @@ class _Pace:
         """Text for the progress bar."""
         if self.finished == 0:
             return "first samples under way"
-        return f"mean NFE {self._evaluations / self.finished:.1f}"
+        return f"mean NFE {self._evaluations_per_call * self._evaluations / self.finished:.1f}"
 
     def iterations(self, shortest: float) -> int:
         """The limit of the next call, when the shortest queue is filled to this fraction."""

@@ -53,6 +53,9 @@ class Solver(Protocol):
         accepted    number of steps taken
         rejected    number of steps tried and rejected
 
+    ``solvers.trace`` reads one more where there is one: e, the error of the last step judged, in units of the
+    tolerance.
+
     Attributes:
         evaluations_per_step: score evaluations of one attempted step, when every attempt starts from scratch,
             as in samplers that run a batch in lockstep.

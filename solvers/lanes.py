@@ -24,6 +24,7 @@ from sde_lib import denoise as tweedie
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Solver, Status
 from solvers.noise import sample_key
+from solvers.rows import NOTHING, Rows, Start, StartedAt
 
 # A compiler cuts a loop into vectors, and its code for the remainder rounds differently from its vector code.
 # Solver states therefore fill whole vectors of rows. So does the batch that the score function sees, where
@@ -41,7 +42,7 @@ SHARED, OWN = PartitionSpec(), PartitionSpec(AXIS)  # the same on every device; 
 class Problem:
     """What all samples have in common; the same on every device."""
 
-    score_fn: ScoreFn
+    score_fn: ScoreFn  # takes a condition if the rows have one
     sde: SDE
     solver: Solver
     key: PRNGKeyArray  # root of all randomness
@@ -66,7 +67,9 @@ class Lanes:
     state: Any  # the solver's state, every leaf with a leading [b]
     sample_id: UInt32[Array, " b"]
     busy: Bool[Array, " b"]
-    nfe: Int32[Array, " b"]
+    nfe: Int32[Array, " b"]  # calls of the score function
+    condition: Any = None  # of the sample, every leaf with a leading [b]
+    begin: Float[Array, " b"] | None = None  # time of the sample's start, if that is its own
 
 
 @register_dataclass
@@ -77,6 +80,7 @@ class Queue:
     ids: UInt32[Array | np.ndarray, " ids"]
     length: Int32[Array | np.ndarray, " devices"]  # number of valid ids
     more: Bool[Array | np.ndarray, " devices"]  # whether to return for further ids when a lane needs one
+    rows: Rows = NOTHING  # of the ids
 
 
 @register_dataclass
@@ -107,22 +111,26 @@ class Counts:
 
 @functools.partial(jax.jit, static_argnames=("lanes", "shape", "dtype", "mesh"))
 def idle_lanes(
-    sde: SDE, solver: Solver, key: PRNGKeyArray, *, lanes: int, shape: tuple[int, ...], dtype: Any, mesh: Mesh
+    sde: SDE,
+    solver: Solver,
+    key: PRNGKeyArray,
+    example: Rows = NOTHING,
+    *,
+    lanes: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    mesh: Mesh,
 ) -> Lanes:
-    """The lanes of all devices, ``lanes`` on each, without a sample."""
+    """The lanes of all devices, ``lanes`` on each, without a sample; their rows are like ``example``'s."""
     rows = _rows(lanes)
 
-    def on_device(sde: SDE, solver: Solver, key: PRNGKeyArray) -> Lanes:
+    def on_device(sde: SDE, solver: Solver, key: PRNGKeyArray, example: Rows) -> Lanes:
         ids = jnp.zeros(rows, jnp.uint32)
-        return Lanes(
-            state=_first_states(sde, solver, key, ids, shape, dtype),
-            sample_id=ids,
-            busy=jnp.zeros(rows, bool),
-            nfe=jnp.zeros(rows, jnp.int32),
-        )
+        given = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:])), example)
+        return _fresh(sde, solver, key, ids, given, jnp.zeros(rows, bool), shape, dtype)
 
     each = jax.shard_map(on_device, mesh=mesh, in_specs=SHARED, out_specs=OWN, check_vma=False)
-    return each(sde, solver, key)
+    return each(sde, solver, key, example)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="work")
@@ -189,13 +197,10 @@ def _refill(
     idle = _idle(work, lanes)
     place = handed_out + jnp.cumsum(idle) - 1
     starts = idle & (place < queue.length[0])
-    ids = queue.ids[jnp.where(starts, place, 0)]
-    fresh = Lanes(
-        state=_first_states(problem.sde, problem.solver, problem.key, ids, tuple(shape), work.state.x.dtype),
-        sample_id=ids,
-        busy=starts,
-        nfe=jnp.zeros_like(work.nfe),
-    )
+    place = jnp.where(starts, place, 0)
+    ids, rows = jax.tree.map(lambda leaf: leaf[place], (queue.ids, queue.rows))
+    setting = problem.sde, problem.solver, problem.key
+    fresh = _fresh(*setting, ids, rows, starts, tuple(shape), work.state.x.dtype)
     return _select(starts, fresh, work), handed_out + jnp.sum(starts, dtype=jnp.int32)
 
 
@@ -205,8 +210,8 @@ def _evaluate(problem: Problem, program: Program, work: Lanes) -> tuple[Lanes, A
     arrived = state.status == Status.COMPLETED  # only the denoising is left
     x, t = jax.vmap(solver.ask)(state)
     x, t = _select(arrived, (state.x, state.t), (x, t))
-    score = _score(problem.score_fn, x, t, program.lanes)
-    told = jax.vmap(solver.tell, (None, 0, 0))(sde, state, score)
+    score = _score(problem.score_fn, x, t, work.condition, program.lanes)
+    told = jax.vmap(lambda begin, *told: solver.tell(_process(sde, begin), *told))(work.begin, state, score)
     if program.denoising:
         denoised = jax.vmap(tweedie, (None, 0, 0, 0))(sde, state.x, state.t, score).astype(x.dtype)
         told = _select(arrived, dataclasses.replace(state, x=denoised), told)
@@ -221,15 +226,16 @@ def _evaluate(problem: Problem, program: Program, work: Lanes) -> tuple[Lanes, A
         (status == Status.RUNNING) & (nfe >= problem.max_evaluations), Status.MAX_EVALUATIONS, status
     )
     status = jnp.where(finite, status, Status.NON_FINITE)
-    evaluated = dataclasses.replace(work, state=told, nfe=nfe)
-    return _select(work.busy, evaluated, work), status.astype(jnp.int32)
+    told, nfe = _select(work.busy, (told, nfe), (state, work.nfe))
+    return dataclasses.replace(work, state=told, nfe=nfe), status.astype(jnp.int32)
 
 
-def _score(score_fn: ScoreFn, x: Array, t: Array, lanes: int) -> Array:
+def _score(score_fn: ScoreFn, x: Array, t: Array, condition: Any, lanes: int) -> Array:
     """The score in the rows that hold lanes, and zero in the padding behind them."""
     rows, *shape = x.shape
     scored = rows if math.prod(shape) <= SMALL else max(lanes, 2)
-    score = score_fn(x[:scored], t[:scored]).astype(x.dtype)
+    conditions = () if condition is None else (jax.tree.map(lambda leaf: leaf[:scored], condition),)
+    score = score_fn(x[:scored], t[:scored], *conditions).astype(x.dtype)
     return jnp.pad(score, ((0, rows - scored), *((0, 0) for _ in shape)))
 
 
@@ -266,15 +272,43 @@ def _hand_out(work: Lanes, ends: Array, status: Array, finished: Finished, count
 
 def _progress(sde: SDE, work: Lanes) -> Array:
     """How many samples the unfinished ones amount to, by their progress in log-SNR."""
-    begin, end = sde.log_snr(sde.T), sde.log_snr(sde.eps)
+    begin = sde.log_snr(sde.T) if work.begin is None else jax.vmap(sde.log_snr)(work.begin)
+    end = sde.log_snr(sde.eps)
     progress = (jax.vmap(sde.log_snr)(work.state.t) - begin) / (end - begin)
     return jnp.sum(jnp.where(work.busy, progress, 0))
 
 
-def _first_states(
-    sde: SDE, solver: Solver, key: PRNGKeyArray, ids: Array, shape: tuple[int, ...], dtype: Any
-) -> Any:
-    return jax.vmap(lambda i: solver.init(sde, sample_key(key, i), shape, dtype))(ids)
+def _fresh(
+    sde: SDE,
+    solver: Solver,
+    key: PRNGKeyArray,
+    ids: Array,
+    rows: Rows,
+    busy: Array,
+    shape: tuple[int, ...],
+    dtype: Any,
+) -> Lanes:
+    """Lanes at the start of the samples with these ids and rows."""
+    start = rows.start
+    begin = None if start is None else start.t
+
+    def first(i: Array, start: Start | None) -> Any:
+        process = sde if start is None else StartedAt(sde, start.t, start.x)
+        return solver.init(process, sample_key(key, i), shape, dtype)
+
+    return Lanes(
+        state=jax.vmap(first)(ids, start),
+        sample_id=ids,
+        busy=busy,
+        nfe=jnp.zeros(len(ids), jnp.int32),
+        condition=rows.condition,
+        begin=begin,
+    )
+
+
+def _process(sde: SDE, begin: Array | None) -> SDE:
+    """The process of one sample."""
+    return sde if begin is None else StartedAt(sde, begin)
 
 
 def _rows(lanes: int) -> int:

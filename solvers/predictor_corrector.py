@@ -7,7 +7,8 @@ x(t) | x(t') ~ N(r x(t'), G² I) with
     r = α(t)/α(t'),    G² = σ(t)² − r² σ(t')² = σ(t)² (1 − e^(2 (λ(t) − λ(t'))))
 
 as one link of the paper's chains: G² = σ_{i+1}² − σ_i² for SMLD; r² = 1 − β_i and G² = β_i for DDPM, where
-β_i is β(t)(t − t') to first order but never exceeds 1, however long the step.
+β_i is β(t)(t − t') to first order but never exceeds 1, however long the step. On a table of N levels, with a
+uniform grid of N − 1 steps, they are the chain of the table itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from sde_lib import SDE, VESDE, VPSDE
+from sde_lib import SDE, VESDE, VPSDE, DiscreteVP
 from sde_lib.checks import require, require_count, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
@@ -29,9 +30,12 @@ from solvers.grids import Grid, UniformTime, grid_time
 from solvers.interface import Count, Sample, Time
 from solvers.langevin import langevin_step
 from solvers.noise import standard_normal
+from solvers.rows import process_of
 
 # folded into a sample's key, gives the corrector's key; the predictor's draws are numbered by step
 CORRECTOR = 2**32 - 1
+
+CHAINS = VESDE | VPSDE | DiscreteVP  # to which the chains of SMLD and DDPM belong
 
 
 @register_dataclass
@@ -45,8 +49,8 @@ class ReverseDiffusion:
         VP       f = (r − 1) x,     G² = 1 − r²                (algorithm 3, with β_i = 1 − r²)
         others   f = f(x, t) h,     G² = g(t)² h
 
-    The other processes, such as sub-VP, have no discrete chain. Their formula is the Euler discretization of
-    the SDE, as published, and the same as Euler–Maruyama.
+    A table of noise levels has the chain of VP. The other processes, such as sub-VP, have none. Their formula
+    is the Euler discretization of the SDE, as published, and the same as Euler–Maruyama.
 
     Attributes:
         num_steps: number of steps; another number does not recompile.
@@ -78,7 +82,7 @@ class ReverseDiffusion:
     def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t = state.x, state.t
         t_next = grid_time(self.grid, sde, state.accepted + 1, self.num_steps, t.dtype)
-        if isinstance(sde, VESDE | VPSDE):
+        if isinstance(process_of(sde), CHAINS):
             r, G2 = transition(sde, t, t_next)
             f = (r - 1) * x
         else:
@@ -108,7 +112,7 @@ class AncestralSampling:
 
     Raises:
         ValueError: for a number of steps that is not a whole number of at least one; from ``init``, for any
-            process but VE and VP, to which the chains of SMLD and DDPM belong.
+            process but VE, VP and a table of noise levels, to which the chains of SMLD and DDPM belong.
 
     Example:
         >>> from solvers import AncestralSampling
@@ -126,10 +130,10 @@ class AncestralSampling:
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
         require(
-            isinstance(sde, VESDE | VPSDE),
+            isinstance(process_of(sde), CHAINS),
             "sde",
             type(sde).__name__,
-            "VESDE or VPSDE for AncestralSampling",
+            "VESDE, VPSDE or DiscreteVP for AncestralSampling",
             "use ReverseDiffusion or EulerMaruyama for this process",
         )
         return first_state(sde, key, shape, dtype)

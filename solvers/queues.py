@@ -126,6 +126,12 @@ class Queues:
         self._fill()
         return len(self._waiting) == 0 and not self._under_way.any()
 
+    @property
+    def waiting(self) -> UInt32[np.ndarray, " n"]:
+        """Ids that no device has started; at least one, if any is left."""
+        self._fill()
+        return self._waiting
+
     def deal(self) -> Dealt:
         """The queues for the next call."""
         self._fill()

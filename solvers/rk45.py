@@ -64,6 +64,7 @@ class RK45State:
     x: Sample
     t: Time
     h: Time  # the step being tried
+    e: Time  # of the last step tried
     t_proposed: Time  # the time at its end: t − h, or eps itself
     K: Float[Array, "7 *shape"]  # rows before the current stage are valid; later ones are left over
     stage: Count
@@ -105,6 +106,7 @@ class RK45:
             x=sde.prior(prior_key(key), shape, dtype),
             t=t,
             h=jnp.zeros_like(t),
+            e=jnp.zeros_like(t),
             t_proposed=t,
             K=jnp.zeros((LAST + 1, *shape), dtype),
             stage=jnp.int32(0),
@@ -185,6 +187,7 @@ class RK45:
             state,
             x=x,
             t=t,
+            e=e,
             K=state.K.at[0].set(k_1),
             retried=~accept,
             status=status.astype(jnp.int32),

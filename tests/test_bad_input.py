@@ -78,8 +78,8 @@ FLAGS = [
     ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
     ([VE, "--config.solvers.name=ddim"], "solvers"),
     (
-        [VE, "--config.sde.sigma_max=None"],
-        "--config.sde.sigma_max must be a value (got 'None'): leave it out",
+        [VE, "--config.data.image_size=None"],
+        "--config.data.image_size must be a value (got 'None'): leave it out",
     ),
     ([VE, "--num_processes=two", "--process_id=0"], "--num_processes=two"),
     (
@@ -197,7 +197,7 @@ SOLVERS = [
     (setting("edm", "churn", -1), "config.solver.churn must be "),
     (setting("predictor_corrector", "predictor", "euler"), "config.solver.predictor must be one of "),
     (
-        [VE, "--config.sde.name=subvp", "--config.solver.name=ancestral", "--config.solver.num_steps=3"],
+        [VP, "--config.sde.name=subvp", "--config.solver.name=ancestral", "--config.solver.num_steps=3"],
         "sde",
     ),
     foreign("ddim", "eps_rel", 0.9, "0.9"),
@@ -215,7 +215,12 @@ SOLVERS = [
 ]
 
 CONFIG = [
-    ([VE, "--config.sde.name=v"], "config.sde.name must be one of 've', 'vp', 'subvp' (got 'v')"),
+    ([VE, "--config.sde.name=v"], "config.sde.name must be one of 've', 'vp', 'subvp', 'edm', "),
+    ([VE, "--config.sde.beta_max=9"], "config.sde.beta_max must be None with config.sde.name = 've'"),
+    ([VE, "--config.model.prediction=noise"], "config.model.prediction must be one of 'score', 'epsilon', "),
+    ([VE, "--config.model.time=index"], "config.model.time must be 't', 'log_sigma' or a function"),
+    ([VE, "--config.model.prediction=v"], "config.model.sigma_data must be None for prediction 'v'"),
+    ([VP, "--config.model.time=t"], "config.model.time': None} (got {'config.model.time': 't'})"),
     ([VE, "--config.sde.sigma_min=0"], "config.sde.sigma_min must be a number > 0 (got 0.0)"),
     (
         [VE, "--config.sde.sigma_min=9"],

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import configs
-from configs.keys import TRAINING, deciding
+from configs import keys
 from evaluation.store import workdir as workdirs
 from sde_lib.checks import require, require_count, require_seed, require_shared
 
@@ -55,8 +54,7 @@ def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None) -> None:
         ValueError: for a workdir that holds another training, naming the keys that differ.
         OSError: if the workdir cannot be read or written.
     """
-    values = configs.flat(config)
-    identity = {key: values[key] for key in deciding(TRAINING)}
+    identity = keys.identity(config, keys.TRAINING)
     if checkpoint_sha256 is not None:
         identity["checkpoint_sha256"] = checkpoint_sha256
     writes = ("checkpoint", "checkpoints", "tensorboard", "snapshots")

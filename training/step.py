@@ -94,7 +94,7 @@ def make_step(config: Any, network: Network, sde: SDE) -> Step:
     _, step_key = keys(config.seed)
     transform = optimizer(config.training)
     try:
-        weight = weight_named(config.training.weighting, sde, network.sigma_data)
+        weight = weight_named(config.training.weighting, sde, network.reading.sigma_data)
     except ValueError as error:
         raise ValueError(f"config.training.{error}") from None
 

@@ -14,7 +14,6 @@ from configs.base import get_config as base_config
 def get_config():
     config = base_config()
     config.sde.name = "vp"
-    config.sde.eps = 1e-3
     config.solver_defaults.eps_abs = 2 / 256
     config.data.name = "cifar10"
     config.data.image_size = 32

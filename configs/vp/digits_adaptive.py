@@ -9,7 +9,7 @@ from configs.ve.digits_adaptive import get_config as ve_config
 def as_vp(config, *, checkpoint):
     """A small VE network's config with all that VP changes in it."""
     config.sde.name = "vp"
-    config.sde.eps = 1e-3
+    config.sde.sigma_max = None
     config.solver_defaults.first_step = 0.01
     config.solver_defaults.eps_abs = 2 / 256
     config.model.checkpoint = checkpoint

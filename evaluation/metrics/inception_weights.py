@@ -1,7 +1,7 @@
 """The trained weights of the 2015-12-05 Inception network: finding, reading and checking them.
 
 They come as the PyTorch file that published FIDs are computed with. It is read without PyTorch, by
-models/published_torch.py.
+models/torch_files.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluation.store import files
 from evaluation.store.files import atomic_file, make_folder
-from models import published_torch
+from models import torch_files
 from sde_lib.checks import refusal, require
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -128,13 +128,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
             something else than tensors (nothing is run).
     """
     _check_named_sha256(path)
-    state, read_tensors = published_torch.load_state(path)
+    state, read_tensors = torch_files.load_state(path)
     named = state if isinstance(state, dict) else {"the file": state}
     for name, value in named.items():
-        if isinstance(value, published_torch.Foreign):
-            published_torch.refuse_foreign(path, str(name)[:80], value)
+        if isinstance(value, torch_files.Foreign):
+            torch_files.refuse_foreign(path, str(name)[:80], value)
     return read_tensors(
-        {name: tensor for name, tensor in named.items() if isinstance(tensor, published_torch.Tensor)}
+        {name: tensor for name, tensor in named.items() if isinstance(tensor, torch_files.Tensor)}
     )
 
 

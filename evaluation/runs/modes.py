@@ -17,6 +17,7 @@ from data import datasets
 from evaluation.runs import images, measurement, profile, run
 from evaluation.runs import reproduce as tables_again
 from evaluation.runs import sweep as cells
+from evaluation.runs import trace as traces
 from evaluation.store.files import work_folder
 from evaluation.store.processes import ALONE, Processes
 from sde_lib.checks import require, require_choice, require_count
@@ -71,6 +72,16 @@ def sample(given: Given, *, measured: bool, profiled: bool, processes: Processes
         return print(f"{processes.name} is done; process 0 wrote {folder}/results.jsonl")
     files = f"{folder}/results.jsonl  {folder}/samples.png"
     print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
+
+
+def trace(given: Given, *, num_samples: int | None) -> None:
+    """Draws a few samples of a config, and pictures of what the solver does with each."""
+    num_samples = traces.TRACED if num_samples is None else num_samples
+    require_count(**{"--num_samples": num_samples})
+    prepared = run.prepare(given.config, name=given.name, checkpoint=given.checkpoint)
+    folder = given.folder(prepared.config_hash[:8])
+    traced = traces.trace_run(prepared, folder, num_samples=num_samples)
+    print(f"{prepared.title}\n{traces.summary(traced)}\n{folder}/trace.png  {folder}/trace.gif")
 
 
 def evaluate_images(given: Given, path: str) -> None:

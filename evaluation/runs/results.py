@@ -23,10 +23,8 @@ import jax
 import numpy as np
 from etils import epath
 
-import configs
-from configs.keys import SAMPLES, deciding
+from configs import keys
 from evaluation.store.files import atomic_file, explained, is_local, make_folder, read_file
-from sde_lib import SDE
 from sde_lib.checks import require
 from solvers import Solver
 
@@ -36,8 +34,8 @@ FIX = "delete that line if an interruption tore it, or move the file away if it 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
-# Keys of the groups sde and solver that are not settings of the objects made from them
-_NAMES = ("sde.name", "solver.name", "solver.denoise")
+# Keys of the group solver that are not settings of the solver made from it
+_NAMES = ("solver.name", "solver.denoise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,29 +179,28 @@ def _end_of_whole_lines(content: bytes) -> int:
 
 
 def config_identity(
-    config: Any, *, sde: SDE, solver: Solver, checkpoint_sha256: str | None
+    config: Any, *, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
     """Everything that decides the samples, and its hash.
 
     Args:
         config: the whole config; configs/keys.py says which of its keys decide the samples.
-        sde, solver: made from ``config.sde`` and ``config.solver``. They hold the settings that this process
-            and this solver have, defaults included; the settings of others do not count.
+        solver: made from ``config.solver``. It holds the settings that this solver has, defaults included;
+            the settings of others do not count.
         checkpoint_sha256: of the weights; None without a checkpoint.
 
     Returns:
         identity: dotted config key -> value, and checkpoint_sha256; JSON types only.
         hash: 16 hexadecimal digits.
     """
-    settings = {f"sde.{name}": value for name, value in vars(sde).items()}
-    settings |= {f"solver.{name}": value for name, value in vars(solver).items()}
+    settings = {f"solver.{name}": value for name, value in vars(solver).items()}
     others = {
         key: value
-        for key, value in configs.flat(config).items()
-        if key in deciding(SAMPLES) and (key in _NAMES or not key.startswith(("sde.", "solver.")))
+        for key, value in keys.identity(config, keys.SAMPLES).items()
+        if key in _NAMES or not key.startswith("solver.")
     }
-    identity = {"checkpoint_sha256": checkpoint_sha256, **others, **settings}
-    text = json.dumps(_plain(identity), sort_keys=True)
+    found = {"checkpoint_sha256": checkpoint_sha256, **others, **settings}
+    text = json.dumps(_plain(found), sort_keys=True)
     return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -31,7 +31,7 @@ from sde_lib.checks import require, require_count, require_seed, require_shared
 from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
-WRITES = ("samples", "samples.png", "features", "profile")  # names in a workdir, beside results.jsonl
+WRITES = ("samples", "samples.png", "features", "profile", "trace.png", "trace.gif")  # names in a workdir, beside results.jsonl
 BYTES = 24  # of a sample in its shard, besides the image: its id and four counts
 
 
@@ -107,7 +107,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     checkpoints.require_trained_like(path, config)
     weights = checkpoints.provenance(path)
     sha256 = weights["checkpoint_sha256"]
-    identity, config_hash = results.config_identity(config, sde=sde, solver=solver, checkpoint_sha256=sha256)
+    identity, config_hash = results.config_identity(config, solver=solver, checkpoint_sha256=sha256)
     return Run(
         config=config,
         name=name,

@@ -4,14 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import configs
 import sde_lib
 import solvers
 from configs.base import get_config
-from configs.keys import DECIDES, SAMPLES, TRAINING, WEIGHTS, deciding
+from configs.keys import ADDED, DECIDES, SAMPLES, TRAINING, WEIGHTS, deciding
 from evaluation.runs.results import config_identity
+from sde_lib.presets import PROCESSES
+from sde_lib.presets import settings_of as process_settings
 from solvers.presets import PREDICTORS, SOLVERS, settings_of
 
 KEYS = [key for key in DECIDES if key.startswith("solver.") and key not in ("solver.name", "solver.denoise")]
@@ -89,6 +92,30 @@ def test_every_config_samples_as_published():
         assert solver.noise_on_rejection == "redraw"
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_has_its_own_defaults_and_refuses_the_settings_of_others(name):
+    config = get_config()
+    config.sde.name = name
+    assert [key for key, value in config.sde.items() if value is not None] == ["name"]
+    sde, own = sde_lib.from_config(config.sde), process_settings(name)
+    assert {key: value for key, value in vars(sde).items() if key in own} == own or name == "discrete_vp"
+    for key in config.sde.keys() - own.keys() - {"name"}:
+        other = config.copy_and_resolve_references()
+        other.sde[key] = {"schedule": "linear", "num_levels": 10}.get(key, 0.5)
+        with pytest.raises(ValueError, match=rf"^config\.sde\.{key} must be None with .* a process that has it"):
+            sde_lib.from_config(other.sde)
+
+
+def test_a_setting_of_a_process_reaches_it():
+    config = get_config()
+    config.sde.update({"name": "discrete_vp", "schedule": "scaled_linear", "beta_end": 0.03})
+    table = sde_lib.DiscreteVP.from_betas(np.linspace(1e-2, 0.03**0.5, 1000) ** 2)
+    np.testing.assert_allclose(sde_lib.from_config(config.sde).log_alphas, table.log_alphas, rtol=1e-3)  # pyright: ignore[reportAttributeAccessIssue]
+    config = get_config()
+    config.sde.update({"name": "edm", "T": 40.0})
+    assert sde_lib.from_config(config.sde) == sde_lib.EDMProcess(T=40.0)
+
+
 FOREIGN = [(name, setting) for name in SOLVERS for setting in VALUES if setting not in settings_of(name)]
 OWN = [(name, setting) for name in SOLVERS for setting in VALUES if setting in settings_of(name)]
 
@@ -143,12 +170,10 @@ def test_defaults_of_an_experiment_reach_the_solvers_that_have_them_and_give_way
 
 def test_the_identity_holds_what_decides_samples_and_nothing_else():
     config = configs.load("vp/digits_adaptive")
-    sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
-    identity, _ = config_identity(config, sde=sde, solver=solver, checkpoint_sha256="ff")
+    identity, _ = config_identity(config, solver=solver, checkpoint_sha256="ff")
     assert identity.keys() - {"checkpoint_sha256"} <= set(deciding(SAMPLES))
-    unused = {"sde.sigma_min", "sde.sigma_max"} | {
-        f"solver.{name}" for name in VALUES.keys() - settings_of("adaptive")
-    }
+    unused = {f"sde.{name}" for name in config.sde.keys() - process_settings("vp").keys()} - {"sde.name"}
+    unused |= {f"solver.{name}" for name in VALUES.keys() - settings_of("adaptive")} | ADDED.keys()
     assert set(deciding(SAMPLES)) - unused == identity.keys() - {"checkpoint_sha256"}
     assert identity["solver.eps_abs"] == 2 / 256

@@ -76,12 +76,12 @@ def means(x: Array) -> Array:
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
 
-def normalise(x: Array, scale: Array, bias: Array, groups: int) -> Array:
+def normalise(x: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-6) -> Array:
     b, h, w, c = x.shape
     parts = x.reshape(b, h, w, groups, c // groups)
     mean = parts.mean((1, 2, 4), keepdims=True)
     variance = parts.var((1, 2, 4), keepdims=True)
-    return ((parts - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * scale + bias
+    return ((parts - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * scale + bias
 
 
 def attend(query: Array, key: Array, value: Array) -> Array:
@@ -94,6 +94,12 @@ def attend(query: Array, key: Array, value: Array) -> Array:
             weights = np.exp(logits - logits.max())
             out[b][i] = weights @ value[b].reshape(-1, c) / weights.sum()
     return out
+
+
+def attend_by_heads(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """``attend`` for each of the parts into which the channels are cut."""
+    parts = [np.split(array, heads, axis=-1) for array in (query, key, value)]
+    return np.concatenate([attend(*part) for part in zip(*parts, strict=True)], axis=-1)
 
 
 def positional(y: Array, features: int) -> Array:
@@ -146,7 +152,9 @@ class Network:
         for level, mult in reversed(list(enumerate(m.ch_mult))):
             for _ in range(m.num_res_blocks + 1):
                 h = self.block(np.concatenate([h, hs.pop()], -1), embedding, m.nf * mult)
-            if h.shape[1] in m.attn_resolutions:
+                if h.shape[1] in m.attn_resolutions and m.attn_every_up_block:
+                    h = self.attention(h)
+            if h.shape[1] in m.attn_resolutions and not m.attn_every_up_block:
                 h = self.attention(h)
             if progressive == "output_skip":
                 image = self.head(h)
@@ -181,12 +189,15 @@ class Network:
         y = y @ first["kernel"] + first["bias"]
         return swish(y) @ second["kernel"] + second["bias"]
 
-    def conv(self, p: dict[str, Array], x: Array, stride: int = 1) -> Array:
-        return convolve(x, np.asarray(p["kernel"], np.float64), stride) + p["bias"]
+    def conv(
+        self, p: dict[str, Array], x: Array, stride: int = 1, padding: tuple[int, int] | None = None
+    ) -> Array:
+        return convolve(x, np.asarray(p["kernel"], np.float64), stride, padding) + p["bias"]
 
     def norm(self, p: dict[str, Array], x: Array) -> Array:
         c = x.shape[-1]
-        return normalise(x, p["scale"], p["bias"], 32 if self.ddpm else min(c // 4, 32))
+        groups = self.model.norm_groups if self.ddpm else min(c // 4, 32)
+        return normalise(x, p["scale"], p["bias"], groups, self.model.norm_epsilon)
 
     def head(self, h: Array) -> Array:
         h = swish(self.norm(self.take("GroupNorm"), h))
@@ -199,7 +210,8 @@ class Network:
         p = self.take("AttnBlock" if self.ddpm else "AttnBlockpp")
         h = self.norm(p["GroupNorm_0"], x)
         q, k, v = (h @ p[f"NIN_{i}"]["W"] + p[f"NIN_{i}"]["b"] for i in range(3))
-        return self.add(x, attend(q, k, v) @ p["NIN_3"]["W"] + p["NIN_3"]["b"])
+        heads = x.shape[-1] // (self.model.attn_head_dim or x.shape[-1])
+        return self.add(x, attend_by_heads(q, k, v, heads) @ p["NIN_3"]["W"] + p["NIN_3"]["b"])
 
     def block(self, x: Array, embedding: Array | None, features: int | None = None, way: str = "") -> Array:
         big = not self.ddpm and self.model.resblock_type == "biggan"
@@ -237,4 +249,4 @@ class Network:
             return convolved(x, weight, self.kernel) + p["Conv2d_0"]["bias"]
         if way == "up":
             return self.conv(p["Conv_0"], repeat(x))
-        return self.conv(p["Conv_0"], x, stride=2)
+        return self.conv(p["Conv_0"], x, 2, (1, 1) if self.model.downsample_padding else None)

@@ -21,6 +21,15 @@ CASES = {
     "ddpm++ without options": {"skip_rescale": False, "conditional": False, "attn_resolutions": ()},
     "ddpm": {"name": "ddpm"},
     "ddpm without convolutions": {"name": "ddpm", "resamp_with_conv": False},
+    "ddpm with the options of diffusers": {
+        "name": "ddpm",
+        "attn_resolutions": (8, 4),
+        "norm_groups": 8,
+        "norm_epsilon": 0.1,
+        "attn_every_up_block": True,
+        "attn_head_dim": 16,
+        "downsample_padding": 1,
+    },
     "ddpm blocks": {"resblock_type": "ddpm"},
     "ddpm blocks, fir": {"resblock_type": "ddpm", "fir": True, "fir_kernel": (1, 2, 4, 1)},
     "ddpm blocks, plain resampling": {"resblock_type": "ddpm", "resamp_with_conv": False},
@@ -108,6 +117,22 @@ def test_a_new_network_starts_at_almost_zero():
     params = jax.jit(network.init)(jax.random.key(0, impl="rbg"))  # compiles sooner than the default
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, network.abstract_params())
     assert np.abs(jax.jit(network.module.apply)({"params": params}, x, label)).max() < 1e-3
+
+
+def test_a_class_of_ddpm_shifts_the_bias_of_the_first_dense_layer():
+    small = {"name": "ddpm", "ch_mult": (1,), "attn_resolutions": ()}
+    config, x, label = setting({**small, "num_classes": 3})
+    module, params = models.build(config).module, tiny.params(config)
+    plain = jax.jit(models.build(tiny.config(**small)).module.apply)
+    classes = np.array([2, -1], np.int32)
+    found = jax.jit(module.apply)({"params": params}, x, label, classes)
+    rest = dict(params)
+    table, dense = rest.pop("ClassEmbedding_0")["Dense_0"], rest["Dense_0"]
+    for i, row in enumerate([table["bias"] + math.sqrt(3) * table["kernel"][2], table["bias"]]):
+        shifted = rest | {"Dense_0": {**dense, "bias": dense["bias"] + row @ dense["kernel"]}}
+        assert relative(found[i], plain({"params": shifted}, x, label)[i]) < 1e-5
+    with pytest.raises(ValueError, match=r"classes must be one class from 0 to 2 for every image, or -1"):
+        module.apply({"params": params}, x, label)
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
@@ -209,6 +234,21 @@ def test_other_configs_share_a_published_network(name):
         ({"fourier_scale": -1.0}, r"config.model.fourier_scale must be a number > 0 \(got -1.0\)"),
         ({"init_scale": -1.0}, r"config.model.init_scale must be a number >= 0 \(got -1.0\)"),
         ({"name": "ddpm", "nf": 48}, r"config.model.nf must be a multiple of 32 for DDPM.* \(got 48\)"),
+        ({"name": "ddpm", "norm_groups": 0}, r"config.model.norm_groups must be a whole .* \(got 0\)"),
+        (
+            {"name": "ddpm", "norm_epsilon": 0.0},
+            r"config.model.norm_epsilon must be a number > 0 \(got 0.0\)",
+        ),
+        ({"name": "ddpm", "attn_head_dim": 0}, r"config.model.attn_head_dim must be a whole .* \(got 0\)"),
+        (
+            {"name": "ddpm", "attn_head_dim": 24},
+            r"config.model: channels must be a multiple of the 24 channels of an attention head \(got 64\)",
+        ),
+        (
+            {"name": "ddpm", "downsample_padding": 2},
+            r"config.model.downsample_padding must be 0 for zeros .* \(got 2\)",
+        ),
+        ({"attn_every_up_block": True}, r"config.model.attn_every_up_block must be False with .*'ncsnpp'"),
         ({"name": "ddpm", "fir": True}, r"config.model.fir must be False with config.model.name='ddpm'"),
     ],
 )

@@ -18,7 +18,15 @@ from sde_lib import (
     reverse_drift,
 )
 from sde_lib.paths import monotone_slopes
-from solvers import DDIM, Adaptive, AdaptiveExponential, DPMSolverPP, UniformLogSNR, sample
+from solvers import (
+    DDIM,
+    Adaptive,
+    AdaptiveExponential,
+    AncestralSampling,
+    DPMSolverPP,
+    UniformLogSNR,
+    sample,
+)
 from solvers.noise import standard_normal
 from tests.problems import PATHS, SDES, Gaussian
 from tests.sde_lib.closed_forms import check_denoising, check_moment_equations
@@ -185,12 +193,12 @@ def test_the_index_is_that_of_the_level_in_float32():
     np.testing.assert_allclose(index, np.arange(1000), rtol=2e-7, atol=2e-7)
 
 
+@pytest.mark.parametrize("solver", [DDIM(num_steps=49, eta=1.0), AncestralSampling(num_steps=49)])
 @pytest.mark.usefixtures("double_precision")
-def test_ancestral_sampling_has_the_mean_and_variance_of_the_discrete_posterior():
+def test_ancestral_sampling_has_the_mean_and_variance_of_the_discrete_posterior(solver):
     """q(x_{i−1} | x_i, x0) of Ho et al. (arXiv 2006.11239, eq. 6 and 7), through a table of 50."""
     betas = np.linspace(0.002, 0.4, 50)
     levels, sde = np.cumprod(1 - betas), DiscreteVP.from_betas(betas)
-    solver = DDIM(num_steps=49, eta=1.0)
     x, x0 = 0.7, -1.3
     state = solver.init(sde, jax.random.key(0), (100,), jnp.float64)
     for i in range(49, 0, -1):

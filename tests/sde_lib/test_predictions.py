@@ -44,8 +44,12 @@ def predictions(x, alpha, sigma, alpha_rate, sigma_rate) -> tuple[Any, dict[str,
             score_from_velocity,
             *(alpha_rate * data + sigma_rate * noise, x, alpha, sigma, alpha_rate, sigma_rate),
         ),
-        "edm": (score_from_edm, (data - c_skip * y) / c_out, x, alpha, sigma, SIGMA_DATA),
+        "edm": (_edm, (data - c_skip * y) / c_out, x, alpha, sigma, SIGMA_DATA),
     }
+
+
+def _edm(raw, *others):
+    return score_from_edm(lambda _: raw, *others)
 
 
 def at_level(sde, level):

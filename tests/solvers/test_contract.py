@@ -216,6 +216,6 @@ def test_samples_have_the_moments_of_the_data(name, sde_name):
 
 def test_ancestral_sampling_is_not_for_sub_vp():
     with pytest.raises(
-        ValueError, match=r"sde must be VESDE or VPSDE for AncestralSampling \(got 'SubVPSDE'\)"
+        ValueError, match=r"sde must be VESDE, VPSDE or DiscreteVP for AncestralSampling \(got 'SubVPSDE'\)"
     ):
         AncestralSampling(num_steps=STEPS).init(SubVPSDE(), jax.random.key(0), (2,), jnp.float32)

@@ -240,7 +240,8 @@ def test_the_samples_have_the_moments_of_the_data():
 
 def test_ancestral_sampling_refuses_sub_vp():
     message = (
-        r"sde must be VESDE or VPSDE for AncestralSampling \(got 'SubVPSDE'\): use ReverseDiffusion or Euler"
+        r"sde must be VESDE, VPSDE or DiscreteVP for AncestralSampling \(got 'SubVPSDE'\): "
+        r"use ReverseDiffusion or Euler"
     )
     for solver in (AncestralSampling(), PredictorCorrector(predictor=AncestralSampling())):
         with pytest.raises(ValueError, match=message):

@@ -59,7 +59,6 @@ def identity_of(*, checkpoint_sha256: str | None = "ff", **settings: Any) -> tup
     config = changed(**settings)
     return config_identity(
         config,
-        sde=sde_lib.from_config(config.sde),
         solver=solvers.from_config(config.solver, config.solver_defaults),
         checkpoint_sha256=checkpoint_sha256,
     )
@@ -217,7 +216,7 @@ def test_identity_notices_what_determines_samples():
 def test_identity_of_a_solver_with_arrays_for_settings(number):
     config = changed(solver__eps_rel=0.25)
     solver = solvers.Adaptive(eps_rel=number(0.25))
-    found, _ = config_identity(config, sde=sde_lib.VESDE(), solver=solver, checkpoint_sha256=None)
+    found, _ = config_identity(config, solver=solver, checkpoint_sha256=None)
     assert found["solver.eps_rel"] == 0.25
 
 
