@@ -24,6 +24,7 @@ from configs import command_line  # noqa: E402
 MODES = {
     "eval": "sample what is missing in the workdir, then compute FID, IS and NFE (the default)",
     "sample": "sample what is missing, without FID and IS",
+    "likelihood": "compute the bits per dimension of held-out images, or of --images",
     "trace": "draw the first --num_samples samples, with a picture of every step and an animation",
     "sweep": "run every cell of --sweep; writes one table and one plot of FID against NFE",
     "reproduce": "run a table of the paper, given by --table, and print it beside the published numbers",
@@ -35,6 +36,7 @@ PROCESSES = ("multihost", "coordinator", "num_processes", "process_id", "connect
 USED = {
     "eval": {"config", "workdir", "checkpoint", "images", "profile", *PROCESSES},
     "sample": {"config", "workdir", "checkpoint", "profile", *PROCESSES},
+    "likelihood": {"config", "workdir", "checkpoint", "images"},
     "trace": {"config", "workdir", "checkpoint", "num_samples"},
     "sweep": {"config", "workdir", "checkpoint", "sweep"},
     "reproduce": {"workdir", "table", "num_samples", "seeds", "batch_size"},
@@ -50,7 +52,7 @@ WORKDIR = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Weights to use instead of config.model.checkpoint.")
 IMAGES = flags.DEFINE_string(
-    "images", None, "For --mode=eval: a folder, .zip or .npz of images to measure instead of sampling."
+    "images", None, "For --mode=eval and likelihood: a folder, .zip or .npz of images to measure."
 )
 OUT = flags.DEFINE_string("out", None, "For --mode=convert: the new checkpoint's folder.")
 SWEEP = flags.DEFINE_multi_string(
@@ -102,6 +104,8 @@ def main(argv: list[str]) -> None:
         case "eval" | "sample":
             found = connect() if several else None
             modes.sample(given, measured=MODE.value == "eval", profiled=PROFILE.value, processes=found)
+        case "likelihood":
+            modes.likelihood(given, IMAGES.value)
         case "trace":
             modes.trace(given, num_samples=NUM_SAMPLES.value)
         case "sweep":

@@ -15,8 +15,8 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     config.seed = 0  # root of every random number: sample i uses fold_in(key(seed), i)
     config.compilation_cache = "~/.cache/gotta-go-fast"  # folder for compiled programs; empty for none
 
-    # A setting that is None keeps the process's own default, which its class in sde_lib/ states. A value for a
-    # setting that the process does not have is an error.
+    # A setting that is None keeps the process's own default, which its class in sde_lib/ states. A value for
+    # a setting that the process does not have is an error.
     config.sde = sde = ConfigDict()
     sde.name = "ve"  # a key of PROCESSES in sde_lib/presets.py
     sde.sigma_min = placeholder(float)  # VE: smallest noise level, data units
@@ -68,6 +68,12 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     defaults.eps_abs = placeholder(float)  # one grey level: 1/256 for images in [0, 1], 2/256 for [-1, 1]
     defaults.noise_on_rejection = "redraw"  # as published; solvers/adaptive.py says how it biases
 
+    # Classifier-free guidance of a class-conditional network: sde_lib/guidance.py says what each does.
+    config.guidance = guidance = ConfigDict()
+    guidance.scale = 1.0  # 1 for none; any other value takes two evaluations of the network a call
+    guidance.interval = placeholder(tuple)  # (low, high): noise levels sigma/alpha in which it acts; all
+    guidance.rescale = 0.0  # from 0 to 1, towards the deviation of images without guidance
+
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # ncsnpp (NCSN++ and DDPM++) or ddpm
     model.checkpoint = placeholder(str)  # path from the project's root or absolute; none yet: train
@@ -86,7 +92,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.progressive = "none"  # none, output_skip or residual
     model.progressive_input = "none"  # none, input_skip or residual
     model.progressive_combine = "sum"  # sum or cat
-    model.embedding_type = "positional"  # positional or fourier
+    model.embedding_type = "positional"  # of the label: positional, fourier (of its log), fourier_of_label
     model.fourier_scale = 16.0
     model.init_scale = 0.0  # of the last convolutions' weights
     model.scale_by_sigma = False  # divide the output by sigma (VE)
@@ -94,6 +100,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.norm_epsilon = 1e-6  # ddpm: what it adds to the variance
     model.attn_every_up_block = False  # ddpm: attention on the way up not only after a size's last block
     model.attn_head_dim = placeholder(int)  # ddpm: channels of an attention head; None for one head of all
+    model.freq_shift = 1  # ddpm: of the time embedding: 1 for a last frequency of 1e-4, 0 for the one after
     model.downsample_padding = 0  # ddpm: a convolution's zeros: 0 for right and below, 1 for all sides
     model.num_classes = 0  # of a class-conditional network
     # What the network predicts and the label that it gets, as sde_lib.as_score takes them; None for those of
@@ -126,10 +133,15 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     training.warmup_steps = 5000  # linear from 0
     training.gradient_clip = 1.0  # global norm
     training.ema_rate = 0.9999  # of the weights' moving average
+    training.ema_warmup = False  # average over fewer steps at first: rate min(ema_rate, (1 + n)/(10 + n))
+    training.accumulate = 1  # parts of a batch, one after the other, for less memory
+    training.label_dropout = 0.1  # share of images without their class; guidance needs it (arXiv 2207.12598)
 
     config.eval = evaluation = ConfigDict()
     evaluation.num_samples = 50_000
     evaluation.batch_size = 128  # lanes
+    # of a class-conditional network: balanced (sample i has class i mod n), all (drawn), or one's number
+    evaluation.classes = "balanced"
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
     # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64
     evaluation.features = "inception"
@@ -140,5 +152,14 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.fid_infinity = False  # also FID extrapolated to infinitely many samples (arXiv 1911.07023)
     # samples and images of the data that KID, precision and recall, density and coverage compare; 0 for none
     evaluation.compared = 0
+
+    # --mode=likelihood: log p(x) by the probability-flow ODE, see solvers/likelihood.py
+    config.likelihood = likelihood = ConfigDict()
+    likelihood.rtol = 1e-5  # of the ODE's steps
+    likelihood.atol = 1e-5  # data units, and nats a dimension
+    likelihood.divergence = "hutchinson"  # hutchinson, or exact for images of few pixels
+    likelihood.num_probes = placeholder(
+        int
+    )  # of hutchinson, an image; its standard error shrinks as the root
 
     return config.lock()

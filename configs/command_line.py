@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import runpy
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -22,9 +23,11 @@ INPUT_REFUSED = 2  # exit status
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags with absl; a refusal ends the program with status 2.
 
-    A config is looked for in the working directory and then beside ``main.py``. ``--config.KEY=None`` sets a
-    setting back to its default, which ml_collections cannot read.
+    A config is looked for in the working directory and then beside ``main.py``. A checkpoint without a config
+    stands for the config that it states. ``--config.KEY=None`` sets a setting back to its default, which
+    ml_collections cannot read.
     """
+    argv = _with_stated_config(argv)
     cleared = [text for text in argv if text.startswith("--config.") and text.endswith("=None")]
     others = [_with_config_found(argument) for argument in argv if argument not in cleared]
     try:
@@ -42,9 +45,25 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _with_stated_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the config of the checkpoint where only that is given."""
+    flags_given = {argument.partition("=")[0].lstrip("-"): argument for argument in argv[1:]}
+    if "config" in flags_given or "checkpoint" not in flags_given:
+        return list(argv)
+    given = flags_given["checkpoint"]
+    path = given.partition("=")[2] if "=" in given else argv[argv.index(given) + 1]
+    try:
+        stated = importlib.import_module("configs.checkpoint").get_config(path)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+    del stated  # the flags read it again, after it was found right
+    first = argv[:1]
+    return [*first, f"--config={ROOT / 'configs' / 'checkpoint.py'}:{path}", *argv[1:]]
+
+
 def _with_config_found(argument: str) -> str:
     flag, _, path = argument.partition("=")
-    if flag not in ("--config", "-config"):
+    if flag not in ("--config", "-config") or path.startswith(f"{ROOT / 'configs' / 'checkpoint.py'}:"):
         return argument
     place = next((place for place in (Path(path), ROOT / path) if place.is_file()), None)
     if place is None:

@@ -1,9 +1,10 @@
-"""What each key of a config decides: the samples, a training, or whether weights fit.
+"""What each key of a config decides: the samples, a training, whether weights fit, or likelihoods.
 
 A key that decides the samples is part of the identity of a workdir with samples (evaluation/runs/results.py).
 A key that decides a training is part of the identity of a workdir with a training (training/settings.py). A
 key that decides the weights must have the value with which a checkpoint was trained, unless
-``model.mismatch_allowed`` names the key (models/checkpoints.py).
+``model.mismatch_allowed`` names the key (models/checkpoints.py). Likelihoods are decided by keys of their own
+and by those that decide the samples, the solver's aside (evaluation/runs/likelihood.py).
 Keys that decide nothing say how much is sampled, how it is batched, and where files are.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import configs
 from sde_lib.presets import settings
 
-SAMPLES, TRAINING, WEIGHTS = "samples", "training", "weights"
+SAMPLES, TRAINING, WEIGHTS, LIKELIHOODS = "samples", "training", "weights", "likelihoods"
 
 # A setting of a process or a solver decides only where that process or solver has it, so the identity of
 # samples takes these values from the objects; a solver's defaults are among them.
@@ -62,6 +63,9 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "solver_defaults.first_step": (),
     "solver_defaults.eps_abs": (),
     "solver_defaults.noise_on_rejection": (),
+    "guidance.scale": (SAMPLES,),
+    "guidance.interval": (SAMPLES,),
+    "guidance.rescale": (SAMPLES,),
     "model.name": (SAMPLES, TRAINING, WEIGHTS),
     "model.checkpoint": (),  # the hash of its content decides instead
     "model.mismatch_allowed": (),
@@ -87,6 +91,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "model.norm_epsilon": (SAMPLES, TRAINING, WEIGHTS),
     "model.attn_every_up_block": (SAMPLES, TRAINING, WEIGHTS),
     "model.attn_head_dim": (SAMPLES, TRAINING, WEIGHTS),
+    "model.freq_shift": (SAMPLES, TRAINING, WEIGHTS),
     "model.downsample_padding": (SAMPLES, TRAINING, WEIGHTS),
     "model.num_classes": (SAMPLES, TRAINING, WEIGHTS),
     "model.prediction": (SAMPLES, TRAINING, WEIGHTS),
@@ -113,8 +118,12 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "training.warmup_steps": (TRAINING,),
     "training.gradient_clip": (TRAINING,),
     "training.ema_rate": (TRAINING,),
+    "training.ema_warmup": (TRAINING,),
+    "training.accumulate": (TRAINING,),  # by the dropout of its parts, and by rounding
+    "training.label_dropout": (TRAINING,),
     "eval.num_samples": (),
     "eval.batch_size": (),
+    "eval.classes": (SAMPLES,),
     "eval.max_evaluations": (SAMPLES,),
     "eval.features": (),
     "eval.inception_weights": (),
@@ -122,24 +131,36 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "eval.reference": (),
     "eval.fid_infinity": (),
     "eval.compared": (),
+    "likelihood.rtol": (LIKELIHOODS,),
+    "likelihood.atol": (LIKELIHOODS,),
+    "likelihood.divergence": (LIKELIHOODS,),
+    "likelihood.num_probes": (LIKELIHOODS,),
 }
 
 # Keys that were added when samples and trainings had already been stored. At these values everything is as it
 # was without the key, and identities leave it out, so that stored ones stay valid.
 ADDED: dict[str, Any] = {
+    "eval.classes": "balanced",
+    "guidance.scale": 1.0,
+    "guidance.interval": None,
+    "guidance.rescale": 0.0,
     "model.norm_groups": 32,
     "model.norm_epsilon": 1e-6,
     "model.attn_every_up_block": False,
     "model.attn_head_dim": None,
+    "model.freq_shift": 1,
     "model.downsample_padding": 0,
     "model.num_classes": 0,
     "model.prediction": None,
     "model.time": None,
+    "training.ema_warmup": False,
+    "training.accumulate": 1,
+    "training.label_dropout": 0.1,
 }
 
 
 def deciding(what: str) -> list[str]:
-    """The keys that decide ``what``: SAMPLES, TRAINING or WEIGHTS."""
+    """The keys that decide ``what``: SAMPLES, TRAINING, WEIGHTS or LIKELIHOODS."""
     return [key for key, decided in DECIDES.items() if what in decided]
 
 

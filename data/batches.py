@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from data.datasets import Images
 from sde_lib.checks import require_shared
@@ -97,6 +97,19 @@ def batch_rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
         here = epochs == epoch
         rows[here] = _permutation(seed, int(epoch), size)[places[here]]
     return rows
+
+
+def batch_labels(images: Images, *, seed: int, batch_size: int, step: int) -> Int32[np.ndarray, " b"] | None:
+    """The classes of the images that ``batches`` yields for a step; None if they were not asked for.
+
+    Args:
+        images: the data set.
+        seed, batch_size: as for ``batches``.
+        step: the step, counted from 1.
+    """
+    if images.labels is None:
+        return None
+    return images.labels[batch_rows(seed, step - 1, batch_size, images.count)]
 
 
 def prepare(key: PRNGKeyArray, images: UInt8[Array, "b h w c"], data: Any) -> Float[Array, "b h w c"]:

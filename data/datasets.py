@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from data import sources
@@ -48,6 +48,7 @@ class Images:
         read: i -> image i. Raises a ValueError that names the image if it is damaged, or of another size or
             number of channels.
         array: all images, uint8 [n, h, w, c], if they are held in memory.
+        labels: their classes from 0 on, int32 [n], if they were asked for.
 
     Example:
         >>> grey = np.zeros((3, 8, 8, 1), np.uint8)
@@ -62,6 +63,7 @@ class Images:
     count: int
     read: Callable[[int], UInt8[np.ndarray, "h w c"]]
     array: UInt8[np.ndarray, "n h w c"] | None = None
+    labels: Int32[np.ndarray, " n"] | None = None
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -129,17 +131,21 @@ def fingerprint(data: Any) -> str | None:
         return None
 
 
-def open_images(data: Any) -> Images:
+def open_images(data: Any, num_classes: int = 0) -> Images:
     """Opens the data set that a config's ``data`` group names, and reads its first image as a check.
+
+    With ``num_classes``, it reads the class of every image as well: docs/data.md says where from.
 
     Args:
         data: the group ``config.data``. Its ``path`` may be a folder, a .zip or an .npz file of images, a
             folder with MNIST's original files (``sources.IDX``), or one of prepared tensorflow-datasets. With
             a path to images, ``data.name`` may be any name.
+        num_classes: ``config.model.num_classes``; 0 for images without classes.
 
     Raises:
         ValueError: for an unknown name, a path that does not exist or holds no images, a split that the data
-            set does not have, or a size, crop or number of channels that does not fit the first image.
+            set does not have, or a size, crop or number of channels that does not fit the first image; with
+            ``num_classes``, for a data set without classes, or an image whose class is not below it.
         FileNotFoundError: for a known data set that is not on this machine, with the commands that get it.
     """
     if data.resize is not None:
@@ -147,9 +153,46 @@ def open_images(data: Any) -> Images:
     if data.crop is not None:
         require(data.crop >= 1, "config.data.crop", data.crop, "at least 1 pixel", "set None for no crop")
     name, split = _named(data)
-    return _of_one_size(
-        _source(data, split), data, name=name, split=split, crop=data.crop, resize=data.resize
-    )
+    source = _source(data, split)
+    images = _of_one_size(source, data, name=name, split=split, crop=data.crop, resize=data.resize)
+    if num_classes == 0:
+        return images
+    return dataclasses.replace(images, labels=_labels(source, name, num_classes))
+
+
+def _labels(source: sources.Source, name: str, num_classes: int) -> Int32[np.ndarray, " n"]:
+    labels, key = source.labels(), "config.model.num_classes"
+    allowed = f"0 for {name}, whose images have no classes"
+    fix = "set it to 0, or store the classes beside the images as docs/data.md says"
+    if labels is None:
+        raise ValueError(refusal(key, num_classes, allowed, fix))
+    (outside,) = np.nonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        first = int(outside[0])
+        allowed = f"a class from 0 to {num_classes - 1}, since {key} = {num_classes}"
+        raised = f"set {key} to {int(labels.max()) + 1}, or " if labels.max() >= num_classes else ""
+        fix = f"{raised}correct the classes"
+        raise ValueError(refusal(f"label of {source.title(first)}", int(labels[first]), allowed, fix))
+    return labels.astype(np.int32)
+
+
+def held_out(data: Any) -> Any:
+    """The group ``config.data`` with the split that a training leaves out: "test", unless one is set.
+
+    Raises:
+        ValueError: for a data set that has no such split, as far as its name and its path say.
+    """
+    if data.split is None:
+        plain = (
+            data.path is not None and _prepared(data) is None and sources.idx_files(data.path, "test") is None
+        )
+        name, value = ("config.data.path", data.path) if plain else ("config.data.name", data.name)
+        has_split = not plain and (data.path is not None or data.name != "digits")
+        fix = "name such images with --images=PATH, or set config.data.split=train for those of the training"
+        require(has_split, name, value, "a data set with held-out images", fix)
+    data = data.copy_and_resolve_references()
+    data.split = data.split or "test"
+    return data
 
 
 def shuffled(images: Images) -> Images:
@@ -165,8 +208,8 @@ def shuffled(images: Images) -> Images:
         [2, 0, 1]
     """
     order = np.random.default_rng(SHUFFLE_SEED).permutation(images.count)
-    array = None if images.array is None else images.array[order]
-    return dataclasses.replace(images, read=lambda i: images.read(int(order[i])), array=array)
+    array, labels = (None if rows is None else rows[order] for rows in (images.array, images.labels))
+    return dataclasses.replace(images, read=lambda i: images.read(int(order[i])), array=array, labels=labels)
 
 
 def open_samples(path: str, data: Any) -> Images:
@@ -201,7 +244,8 @@ def _source(data: Any, split: str) -> sources.Source:
         return sources.of_idx(data.path, split) or sources.at_path(data.path, "config.data.path")
     if data.name == "digits":
         require(split == "train", "config.data.split", split, "'train', which is all digits", "leave it out")
-        return sources.of_array(_digits(), "digits")
+        images, labels = _digits()
+        return sources.of_array(images, "digits", lambda: labels)
     if data.name not in NAMES:
         try:
             require_choice("config.data.name", data.name, NAMES)
@@ -213,12 +257,15 @@ def _source(data: Any, split: str) -> sources.Source:
     raise FileNotFoundError(refusal("config.data.name", data.name, present, fix))
 
 
-def _digits() -> np.ndarray:
-    """scikit-learn's 1,797 handwritten digits, 8x8, with their 17 grey levels 0..16 spread over 0..255."""
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits, 8x8, with their 17 grey levels 0..16 spread over 0..255.
+
+    The second array has their classes.
+    """
     from sklearn.datasets import load_digits  # takes a second, and only this data set needs it
 
-    levels, _ = load_digits(return_X_y=True)
-    return np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    levels, labels = load_digits(return_X_y=True)
+    return np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1), labels.astype(np.int64)
 
 
 def _of_one_size(

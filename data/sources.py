@@ -13,7 +13,9 @@ import functools
 import gzip
 import hashlib
 import io
+import json
 import math
+import operator
 import os
 import re
 import sys
@@ -24,7 +26,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
 from sde_lib.checks import refusal, require, require_choice
@@ -42,6 +44,11 @@ LARGEST = 2**28
 
 # Bytes of each file in a folder that its fingerprint takes in: reading whole files takes too long.
 HEAD = 2**16
+
+# Where EDM and StyleGAN keep the classes of the images beside it: {"labels": [[name, class], ...]}
+LISTED = "dataset.json"
+
+Labels = Int64[np.ndarray, " n"]
 
 # Names of tensorflow-datasets, and what preparing them takes besides the command
 PREPARED = {
@@ -64,6 +71,8 @@ class Source:
             it is damaged.
         title: i -> the name of image i in messages.
         fingerprint: computes a SHA-256, in hexadecimal digits, that changes with the images.
+        labels: reads the class of each image, [n]; None where nothing says it. Raises a ValueError that names
+            what is damaged.
 
     Example:
         >>> source = of_array(np.zeros((2, 8, 8, 3), np.uint8), "black images")
@@ -75,6 +84,7 @@ class Source:
     read: Callable[[int], UInt8[np.ndarray, "h w c"]]
     title: Callable[[int], str]
     fingerprint: Callable[[], str]
+    labels: Callable[[], Labels | None] = lambda: None
 
 
 @contextlib.contextmanager
@@ -129,12 +139,13 @@ def _require_small(name: str, size: int) -> None:
     require(size <= LARGEST, name, size, f"at most {LARGEST}", "resize the image, or remove it")
 
 
-def of_array(images: np.ndarray, title: str) -> Source:
+def of_array(images: np.ndarray, title: str, labels: Callable[[], Labels | None] = lambda: None) -> Source:
     """Images in memory.
 
     Args:
         images: uint8 [n, h, w, c], or [n, c, h, w] with c = 1 or 3; n >= 1.
         title: their name in messages.
+        labels: reads their classes.
 
     Raises:
         ValueError: for another dtype or number of axes, or no images.
@@ -146,7 +157,50 @@ def of_array(images: np.ndarray, title: str) -> Source:
         read=images.__getitem__,
         title=lambda i: f"image {i} of {title}",
         fingerprint=lambda: _digest([repr(images.shape).encode(), images.tobytes()]),
+        labels=labels,
     )
+
+
+def _checked(labels: np.ndarray, count: int, title: str) -> Labels:
+    """The classes that a file gives.
+
+    Raises:
+        ValueError: unless there is one whole number for each of ``count`` images.
+    """
+    found = f"{labels.dtype} of shape {labels.shape}"
+    allowed = f"a whole number for each of the {count} images"
+    fix = "store the classes as integers of shape [n], in the order of the images"
+    require(labels.dtype.kind in "iu" and labels.shape == (count,), f"labels in {title}", found, allowed, fix)
+    return labels.astype(np.int64)
+
+
+def _of_names(names: list[str], listed: Callable[[], bytes] | None, place: str) -> Labels | None:
+    """The classes of image files: those that ``LISTED`` has for them, else the folders that they are in.
+
+    Args:
+        names: of the images from the place on, with slashes.
+        listed: reads the content of ``LISTED``, if it is there.
+        place: where the images are, for messages.
+    """
+    if listed is None:
+        parents = [name.rpartition("/")[0] for name in names]
+        folders = sorted(set(parents))
+        if folders[0] == "" or len(folders) == 1:  # images that no folder sorts
+            return None
+        number = {folder: i for i, folder in enumerate(folders)}
+        return np.array([number[parent] for parent in parents], np.int64)
+    title = f"{place}/{LISTED}"
+    content = listed()
+    with _readable(title, '{"labels": [[name, class], ...]}, or null for no classes'):
+        entries = json.loads(content).get("labels")
+        classes = {str(name): operator.index(label) for name, label in entries or ()}
+        found = np.array([classes.get(name, 0) for name in names], np.int64)
+    if entries is None:
+        return None
+    absent = [name for name in names if name not in classes]
+    fix = f"add a class of each of the {len(absent)} images without one"
+    require(not absent, f"labels in {title}", f"none of {absent[:1]}", "a class for every image", fix)
+    return found
 
 
 def _require_images(dtype: np.dtype, shape: tuple[int, ...], title: str) -> None:
@@ -249,11 +303,18 @@ def _of_folder(folder: epath.Path) -> Source:
         with ThreadPoolExecutor() as pool:
             return _digest(pool.map(part, files))
 
+    def labels() -> Labels | None:
+        names = [os.path.relpath(file, folder).replace(os.sep, "/") for file in files]
+        listed = os.path.join(folder, LISTED)
+        read = functools.partial(_content, listed) if os.path.exists(listed) else None
+        return _of_names(names, read, str(folder))
+
     return Source(
         count=len(files),
         read=lambda i: decode(_content(files[i]), files[i]),
         title=files.__getitem__,
         fingerprint=fingerprint,
+        labels=labels,
     )
 
 
@@ -283,12 +344,25 @@ def _of_zip(path: epath.Path) -> Source:
         _require_small(f"bytes of {title(i)}", member.file_size)
     _require_some(files, str(path), skipped)
 
-    def read(i: int) -> np.ndarray:
-        with _readable(title(i)), archive.open(files[i]) as file:
-            content = file.read(files[i].file_size)  # without a number, it would decompress whatever comes
-        return decode(content, title(i))
+    def content(member: zipfile.ZipInfo) -> bytes:
+        with _readable(f"{path}/{member.filename}"), archive.open(member) as file:
+            return file.read(member.file_size)  # without a number, it would decompress whatever comes
 
-    return Source(count=len(files), read=read, title=title, fingerprint=lambda: _directory(files))
+    def labels() -> Labels | None:
+        names, listed = [member.filename for member in files], None
+        if LISTED in archive.namelist():
+            member = archive.getinfo(LISTED)
+            _require_small(f"bytes of {path}/{LISTED}", member.file_size)
+            listed = functools.partial(content, member)
+        return _of_names(names, listed, str(path))
+
+    return Source(
+        count=len(files),
+        read=lambda i: decode(content(files[i]), title(i)),
+        title=title,
+        fingerprint=lambda: _directory(files),
+        labels=labels,
+    )
 
 
 def _directory(members: Iterable[zipfile.ZipInfo]) -> str:
@@ -344,11 +418,20 @@ def _of_npz(path: epath.Path) -> Source:
         with _readable(title), zipfile.ZipFile(path) as archive, archive.open(member) as file:
             return _channels_last(np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False))
 
+    def labels() -> Labels | None:
+        if "labels" not in members or names[0] == "labels":
+            return None
+        _require_small(f"bytes of the labels in {title}", members["labels"].file_size)
+        with _readable(title), zipfile.ZipFile(path) as archive, archive.open(members["labels"]) as file:
+            found = np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False)
+        return _checked(found, shape[0], title)
+
     return Source(
         count=shape[0],
         read=lambda i: images()[i],
         title=lambda i: f"image {i} of {title}",
         fingerprint=lambda: _directory([member]),
+        labels=labels,
     )
 
 
@@ -413,7 +496,10 @@ def of_idx(folder: str, split: str) -> Source | None:
         ValueError: as ``idx_files`` and ``read_idx``, and for a file without images.
     """
     files = idx_files(folder, split)
-    return None if files is None else of_array(read_idx(files[0])[..., None], str(files[0]))
+    if files is None:
+        return None
+    images = read_idx(files[0])[..., None]
+    return of_array(images, str(files[0]), lambda: _checked(read_idx(files[1]), len(images), str(files[1])))
 
 
 def prepared_folder(name: str, path: str | None) -> epath.Path | None:
@@ -499,11 +585,19 @@ def of_prepared(folder: epath.Path, split: str) -> Source:
             content = records[i]["image"]
         return decode(content, title(i))
 
+    def label(i: int) -> int:
+        with _readable(title(i), "a readable record with a whole number as its label"):
+            return operator.index(records[i]["label"])
+
+    def labels() -> Labels | None:
+        return np.array([label(i) for i in range(len(records))]) if "label" in features else None
+
     return Source(
         count=len(records),
         read=read,
         title=title,
         fingerprint=functools.partial(prepared_fingerprint, folder, split),
+        labels=labels,
     )
 
 

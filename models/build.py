@@ -29,6 +29,7 @@ _LACKING: dict[str, dict[str, Any]] = {
         "attn_every_up_block": False,
         "attn_head_dim": None,
         "downsample_padding": 0,
+        "freq_shift": 1,
     },
 }
 PUBLISHED = Reading(prediction="published", time="published", sigma_data=None)

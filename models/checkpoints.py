@@ -274,6 +274,8 @@ def _where_to_get(path: Path) -> str:
         return "bring back the shipped ones with `git checkout assets`, or see docs/checkpoints.md"
     if re.fullmatch(r"(edm|baseline)-.*\.pkl", path.name):
         return f"download it from {published_edm.PAGE} and put it there, as docs/checkpoints.md says"
+    if path.name == diffusers_folder.PAGE.rpartition("/")[2]:
+        return f"download the files of {diffusers_folder.PAGE} into it, as docs/checkpoints.md says"
     page = TORCH_PAGE if path.suffix == ".pth" else JAX_PAGE
     published = re.search(r"[^/]+/[^/]+_continuous(?=/)", path.as_posix())
     if published is None:

@@ -27,6 +27,7 @@ class DDPM(nn.Module):
         attn_head_dim: channels of an attention head; None for one head of all channels.
         downsample_padding: where a downsampling convolution pads with a zero: 0 for right and below, 1 for
             all sides.
+        freq_shift: whether the last frequency of the time embedding is 1e-4 (1), or the one after it (0).
 
     The other fields mean the same as in ``NCSNpp``, whose other options this network does not have.
     """
@@ -46,6 +47,7 @@ class DDPM(nn.Module):
     attn_every_up_block: bool = False
     attn_head_dim: int | None = None
     downsample_padding: int = 0
+    freq_shift: int = 1
     num_classes: int = 0
     dtype: Any = jnp.float32
 
@@ -68,6 +70,8 @@ class DDPM(nn.Module):
             "0 for zeros to the right and below, or 1 for zeros on all sides",
             "set it to 0",
         )
+        allowed = "1 for a last frequency of 1e-4, or 0 for one that would come after the last"
+        require(self.freq_shift in (0, 1), "freq_shift", self.freq_shift, allowed, "set it to 1")
         require(
             self.nf % self.norm_groups == 0,
             "nf",
@@ -118,7 +122,7 @@ class DDPM(nn.Module):
 
         embedding = None
         if self.conditional:
-            embedding = layers.positional_embedding(label, self.nf)
+            embedding = layers.positional_embedding(label, self.nf, self.freq_shift)
             if classes is not None:
                 embedding += layers.ClassEmbedding(self.nf, self.num_classes)(jnp.asarray(classes))
             embedding = layers.dense(4 * self.nf)(embedding)

@@ -28,6 +28,7 @@ from sde_lib.checks import is_number, refusal, require
 
 KIND = "diffusers' format"
 WEIGHTS = "diffusion_pytorch_model"
+PAGE = "https://huggingface.co/google/ddpm-cifar10-32"  # the network of DDPM on CIFAR-10
 
 # The options of UNet2DModel, and what each means where config.json leaves it out (diffusers 0.42)
 _UNET: dict[str, Any] = {
@@ -64,8 +65,8 @@ _UNET: dict[str, Any] = {
 _UNET_ALLOWED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "freq_shift": (1,),
-    "flip_sin_to_cos": (False,),
+    "freq_shift": (0, 1),
+    "flip_sin_to_cos": (False, True),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
     "downsample_padding": (0, 1),
@@ -128,6 +129,7 @@ _OUTSIDE = {  # of the blocks
     "conv_norm_out": "GroupNorm_0",
     "conv_out": "Conv_1",
 }
+EMBEDDED = "Dense_0/kernel"  # the weights that meet the time embedding
 _INSIDE = {  # of a layer
     "norm1": "GroupNorm_0",
     "conv1": "Conv_0",
@@ -208,6 +210,7 @@ def describe(path: Path) -> dict[str, dict[str, Any]]:
         "attn_every_up_block": True,
         "attn_head_dim": head,
         "downsample_padding": unet["downsample_padding"],
+        "freq_shift": unet["freq_shift"],
         "num_classes": 0,
         "prediction": _PREDICTIONS[scheduler["prediction_type"]],
         "time": "index",
@@ -244,6 +247,8 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool = False) 
     )
     require(not raw, "checkpoint", str(path), allowed, "take these, with raw=False")
     file = _weights_file(path)
+    unet = _Options.read(_config_files(path)[0], ("UNet2DModel",), _UNET, _UNET_ALLOWED)
+    flipped = unet["flip_sin_to_cos"]  # cosines come first there, and here last
     shapes, read = _of_safetensors(file) if file.suffix == ".safetensors" else _of_torch(file)
     theirs = _their_names(shapes)
     ours = {name: _our_shape(name, shapes[their]) for name, their in theirs.items()}
@@ -252,7 +257,10 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool = False) 
         arrays = read({name: theirs[name] for name in names})
         # theirs are (out, in, h, w) and (out, in)
         orders = {name: {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim) for name, array in arrays.items()}
-        return {name: array.transpose(orders[name]).reshape(ours[name]) for name, array in arrays.items()}
+        found = {name: array.transpose(orders[name]).reshape(ours[name]) for name, array in arrays.items()}
+        if flipped and EMBEDDED in found:
+            found[EMBEDDED] = np.roll(found[EMBEDDED], len(found[EMBEDDED]) // 2, axis=0)
+        return found
 
     return Weights(KIND, ours, read_ours, {"step": None})
 

@@ -180,13 +180,16 @@ class ClassEmbedding(nn.Module):
         return dense(self.features)(math.sqrt(self.num_classes) * one_hot)
 
 
-def positional_embedding(y: Float[Array, " b"], features: int) -> Float[Array, "b {features}"]:
+def positional_embedding(
+    y: Float[Array, " b"], features: int, freq_shift: int = 1
+) -> Float[Array, "b {features}"]:
     """sin and cos of y at frequencies from 1 down to 1e-4 in geometric steps (arXiv 1706.03762, section 3.5).
 
     As published, the last frequency is exactly 1e-4 (division by half − 1), and an odd last feature is zero.
+    With ``freq_shift`` 0, the frequency after the last would be 1e-4.
     """
     half = features // 2
-    frequencies = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    frequencies = jnp.exp(-math.log(10_000) / (half - freq_shift) * jnp.arange(half, dtype=jnp.float32))
     angles = y[:, None] * frequencies
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, [(0, 0), (0, features % 2)])

@@ -3,8 +3,8 @@
 A conditional score function is score_fn(x [b, ...], t [b], condition), where the condition is a pytree of
 arrays with one row a sample. With the score s(x | c) for a condition c:
 
-    classifier-free   s(x) + w (s(x | c) − s(x))                   arXiv 2207.12598, in the scale w of 2205.11487
-    classifier        s(x) + w ∇ log p(c | x)                      arXiv 2011.13456, eq. 14; 2105.05233
+    classifier-free   s(x) + w (s(x | c) − s(x))         arXiv 2207.12598, with the scale w of 2205.11487
+    classifier        s(x) + w ∇ log p(c | x)            arXiv 2011.13456, eq. 14; 2105.05233
 
 At w = 1 both are the score for the condition. At any other w they are the score of no noisy data: the samples
 follow the condition more closely, but have no distribution in closed form, and depend on the solver.
@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -33,16 +34,17 @@ LogProbability = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"],
 def evaluations_of(score_fn: Callable[..., Any]) -> int:
     """How many evaluations of a network one call of a score function makes for each sample.
 
-    A score function says so by the attribute ``evaluations`` of the function that its
-    ``jax.tree_util.Partial`` holds; one that says nothing makes 1.
+        A score function says so by the attribute ``evaluations`` of the function that its
+        ``jax.tree_util.Partial`` holds; one that says nothing makes 1.
 
-    Example:
-        >>> from jax.tree_util import Partial
-        >>> from sde_lib import VPSDE
-        >>> from sde_lib.guidance import classifier_free, evaluations_of
-        >>> network = Partial(lambda x, t, classes: -x)
-        >>> evaluations_of(network), evaluations_of(classifier_free(network, VPSDE(), null=-1, scale=2.0))
-        (1, 2)
+        Example:
+            >>> from jax.flatten_util import ravel_pytree
+    from jax.tree_util import Partial
+            >>> from sde_lib import VPSDE
+            >>> from sde_lib.guidance import classifier_free, evaluations_of
+            >>> network = Partial(lambda x, t, classes: -x)
+            >>> evaluations_of(network), evaluations_of(classifier_free(network, VPSDE(), null=-1, scale=2.0))
+            (1, 2)
     """
     return int(getattr(getattr(score_fn, "func", score_fn), "evaluations", 1))
 
@@ -92,7 +94,7 @@ def classifier_free(
         >>> guided = classifier_free(score_fn, sde, null=-1, scale=3.0)
         >>> alpha, sigma = sde.marginal(0.5)
         >>> score = guided(jnp.zeros((2, 1)), jnp.full(2, 0.5), jnp.array([0, 1]))
-        >>> print((score * sigma**2 / alpha).ravel())  # 1/2 ± 3/2
+        >>> print((score * sigma**2 / alpha).ravel().round(3))  # 1/2 ± 3/2
         [-1.  2.]
     """
     fix = "give 1 for the conditional score, more to exaggerate the condition"
@@ -104,8 +106,10 @@ def classifier_free(
         levels = pair and 0 <= float(interval[0]) < float(interval[1])
         allowed = "two noise levels sigma/alpha (low, high) with 0 <= low < high"
         require(levels, "interval", interval, allowed, "leave it out to guide at all levels")
+    # without it, no deviation is computed: where it is 0, it has no derivative, which other methods take
+    phi = None if is_known(rescale) and float(rescale) == 0 else rescale
     guided = _ClassifierFree(evaluations=2 * evaluations_of(score_fn))
-    return Partial(guided, as_partial(score_fn), sde, null, scale, interval, rescale)
+    return Partial(guided, as_partial(score_fn), sde, null, scale, interval, phi)
 
 
 def classifier(
@@ -161,23 +165,27 @@ class _ClassifierFree:
         null: Any,
         scale: Any,
         interval: Any,
-        rescale: Any,
+        phi: Any,
         x: Any,
         t: Any,
         condition: Any,
     ) -> Any:
         nulls = _like_rows(null, condition)
         doubled = jax.tree.map(lambda *halves: jnp.concatenate(halves), (x, t, nulls), (x, t, condition))
-        without, given = jnp.split(score_fn(*doubled), 2)
+        both = score_fn(*doubled)
+        without = jax.tree.map(lambda scores: scores[: len(t)], both)
+        given = jax.tree.map(lambda scores: scores[len(t) :], both)
 
-        def guided(x: Sample, t: Scalar, without: Sample, given: Sample) -> Sample:
+        def guided(x: Any, t: Scalar, without: Any, given: Any) -> Any:
+            (x, _), (without, _), (given, tree) = map(ravel_pytree, (x, without, given))
             score = without + scale * (given - without)
-            score = _rescaled(sde, x, t, score, given, rescale)
-            if interval is None:
-                return score
-            low, high = interval
-            alpha, sigma = sde.marginal(t)
-            return jnp.where((low < sigma / alpha) & (sigma / alpha <= high), score, given)
+            if phi is not None:
+                score = _rescaled(sde, x, t, score, given, phi)
+            if interval is not None:
+                low, high = interval
+                alpha, sigma = sde.marginal(t)
+                score = jnp.where((low < sigma / alpha) & (sigma / alpha <= high), score, given)
+            return tree(score)
 
         return jax.vmap(guided)(x, t, without, given)
 
@@ -199,10 +207,10 @@ def _like_rows(null: Any, condition: Any) -> Any:
 
     def rows(null: Any, condition: Any) -> Array:
         null, condition = jnp.asarray(null), jnp.asarray(condition)
-        fraction, whole = jnp.issubdtype(null.dtype, jnp.floating), jnp.issubdtype(condition.dtype, jnp.integer)
         described = f"shape {null.shape} and type {null.dtype}"
         allowed = f"like one row of the condition, of shape {condition.shape[1:]} and type {condition.dtype}"
-        fits = null.shape == condition.shape[1:] and not (fraction and whole)
+        is_float, takes_float = (jnp.issubdtype(a.dtype, jnp.floating) for a in (null, condition))
+        fits = null.shape == condition.shape[1:] and (takes_float or not is_float)
         require(fits, "null", described, allowed, fix)
         return jnp.broadcast_to(null, condition.shape).astype(condition.dtype)
 
@@ -229,4 +237,4 @@ class _Classifier:
             return jnp.sum(found)
 
         score = score_fn(x, t, condition) if self.conditional else score_fn(x, t)
-        return score + scale * jax.grad(total)(x)
+        return jax.tree.map(lambda score, gradient: score + scale * gradient, score, jax.grad(total)(x))

@@ -32,7 +32,7 @@ from jax.tree_util import Partial
 
 from sde_lib.checks import refusal, require, require_count, require_positive
 from sde_lib.guidance import as_partial, evaluations_of
-from sde_lib.operators import Operator, require_linear, require_mask
+from sde_lib.operators import Mask, Observed, Operator, require_linear, require_mask
 from sde_lib.processes import SDE, Sample, Scalar
 from sde_lib.pytrees import register_dataclass
 from sde_lib.reverse import denoise
@@ -165,14 +165,14 @@ def pseudoinverse_guidance(
         >>> score_fn = pseudoinverse_guidance(lambda x, t: -x, sde, operator, noise=0.5, data_deviation=1.0)
         >>> x, t = jnp.zeros(2), jnp.float32(1.0)
         >>> score = score_fn(x[None], t[None], Observation(y=jnp.array([[1.0, 0.0]])))[0]
-        >>> print(denoise(sde, x, t, score).round(2))  # of data N(0, 1): y/(1 + 0.5^2)
-        [0.8 0. ]
+        >>> print("{:.2f} {:.2f}".format(*denoise(sde, x, t, score)))  # of data N(0, 1): y/(1 + 0.5^2)
+        0.80 0.00
     """
     require_positive(noise=noise, data_deviation=data_deviation)
     if not isinstance(operator, Operator):
         allowed = "one of sde_lib.operators, or an operator with solve"
         raise TypeError(refusal("operator", operator, allowed, "use Matrix, or moment_matching"))
-    guided = _PseudoinverseGuidance(evaluations=2 * evaluations_of(score_fn))
+    guided = _PseudoinverseGuidance(evaluations=2 * evaluations_of(score_fn), to_check=operator)
     return Partial(guided, as_partial(score_fn), sde, operator, noise, data_deviation)
 
 
@@ -182,7 +182,7 @@ def moment_matching(
     operator: Callable[[Sample], Any],
     *,
     noise: Scalar,
-    iterations: int,
+    iterations: int = 3,
 ) -> Partial:
     """The posterior score for y = A x0 + n, as if x0 | x ~ N(D, V) with the true covariance V of x0 | x.
 
@@ -195,8 +195,8 @@ def moment_matching(
         score_fn: (x [b, ...], t [b]) -> score [b, ...], or with a condition as third argument. It has to be
             differentiable.
         sde: the process that the score belongs to.
-        operator: A, one of ``sde_lib.operators`` or any linear function of one sample; as a
-            ``jax.tree_util.Partial`` or a registered dataclass, its arrays are arguments of compiled programs.
+        operator: A, one of ``sde_lib.operators`` or any linear function of one sample. The arrays of a
+            ``jax.tree_util.Partial`` or a registered dataclass are arguments of compiled programs.
         noise: s, the deviation of n, in the units of y.
         iterations: of conjugate gradients. Fewer underrate what the observation says.
 
@@ -217,14 +217,17 @@ def moment_matching(
         >>> score_fn = moment_matching(lambda x, t: -x, sde, lambda x: x[:1], noise=0.5, iterations=1)
         >>> x, t = jnp.zeros(2), jnp.float32(1.0)
         >>> score = score_fn(x[None], t[None], Observation(y=jnp.array([[1.0]])))[0]
-        >>> print(denoise(sde, x, t, score).round(2))  # of data N(0, 1): y/(1 + 0.5^2)
-        [0.8 0. ]
+        >>> print("{:.2f} {:.2f}".format(*denoise(sde, x, t, score)))  # of data N(0, 1): y/(1 + 0.5^2)
+        0.80 0.00
     """
     require_positive(noise=noise)
     require_count(iterations=iterations)
-    iterations = int(iterations)  # a static number, which no array can be
-    guided = _MomentMatching(evaluations=(1 + iterations) * evaluations_of(score_fn), iterations=iterations)
     operator = operator if isinstance(operator, Operator) else as_partial(operator)
+    guided = _MomentMatching(
+        evaluations=(1 + int(iterations)) * evaluations_of(score_fn),
+        to_check=operator,
+        iterations=int(iterations),  # a static number, which no array can be
+    )
     return Partial(guided, as_partial(score_fn), sde, operator, noise)
 
 
@@ -252,10 +255,10 @@ class _Colorization:
         _require_observation(observation)
         _require_shape("the observation's y", observation.y, (*x.shape[:-1], 1))
 
-        def grey(x: Sample) -> Sample:
+        def grey(x: Sample) -> Observed:
             return jnp.mean(x, axis=-1, keepdims=True)
 
-        def replaced(x: Sample, t: Scalar, score: Sample, y: Sample) -> Sample:
+        def replaced(x: Sample, t: Scalar, score: Sample, y: Observed) -> Sample:
             alpha, sigma = sde.marginal(t)
             return score - grey(score) + (alpha * y - grey(x)) / sigma**2
 
@@ -263,9 +266,47 @@ class _Colorization:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _PseudoinverseGuidance:
-    evaluations: int
+class _Linearized:
+    """At a batch of samples: their score, y − A D, and v -> J^T A^T v."""
 
+    score: Any
+    residual: Any
+    transposed: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Linear:
+    """What the methods for y = A x0 + n have in common."""
+
+    evaluations: int
+    # the operator with its numbers, which are traced where it is an argument; no part of the program
+    to_check: Callable[[Any], Any] = dataclasses.field(compare=False, repr=False)
+
+    def linearized(
+        self, score_fn: Partial, sde: SDE, operator: Callable[[Any], Any], x: Any, t: Any, observation: Any
+    ) -> _Linearized:
+        _require_observation(observation)
+        require_linear(self.to_check, x.shape[1:], x.dtype)
+
+        def observed(x: Any) -> tuple[Any, Any]:
+            """A D, and the score."""
+            score = _score(score_fn, x, t, observation)
+            return jax.vmap(lambda *sample: operator(denoise(sde, *sample)))(x, t, score), score
+
+        predicted, pullback, score = jax.vjp(observed, x, has_aux=True)
+        y = observation.y
+        _require_shape("the observation's y", y, predicted.shape)
+        if isinstance(operator, Mask):
+            y = jax.vmap(operator)(y)  # whatever y has where nothing is observed
+        return _Linearized(
+            score=score,
+            residual=(y - predicted).astype(predicted.dtype),
+            transposed=lambda v: pullback(v)[0],
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PseudoinverseGuidance(_Linear):
     def __call__(
         self,
         score_fn: Partial,
@@ -277,9 +318,9 @@ class _PseudoinverseGuidance:
         t: Any,
         observation: Any,
     ) -> Any:
-        linear = _linearized(score_fn, sde, operator, x, t, observation)
+        linear = self.linearized(score_fn, sde, operator, x, t, observation)
 
-        def solved(residual: Sample, t: Scalar) -> Sample:
+        def solved(residual: Observed, t: Scalar) -> Observed:
             alpha, sigma = sde.marginal(t)
             variance = data_deviation**2 * sigma**2 / ((alpha * data_deviation) ** 2 + sigma**2)  # r^2
             return operator.solve(residual, variance, noise**2)
@@ -288,8 +329,7 @@ class _PseudoinverseGuidance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _MomentMatching:
-    evaluations: int
+class _MomentMatching(_Linear):
     iterations: int
 
     def __call__(
@@ -302,9 +342,9 @@ class _MomentMatching:
         t: Any,
         observation: Any,
     ) -> Any:
-        linear = _linearized(score_fn, sde, operator, x, t, observation)
+        linear = self.linearized(score_fn, sde, operator, x, t, observation)
 
-        def observed_variance(step: Sample, t: Scalar) -> Sample:
+        def observed_variance(step: Sample, t: Scalar) -> Observed:
             """A V A^T p, given J^T A^T p."""
             alpha, sigma = sde.marginal(t)
             return sigma**2 / alpha * operator(step)
@@ -321,35 +361,6 @@ class _MomentMatching:
         begin = (jnp.zeros_like(x), linear.residual, linear.residual)
         gradient, *_ = lax.fori_loop(0, self.iterations, iterate, begin)
         return linear.score + gradient
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Linearized:
-    """At a batch of samples: their score, y − A D, and v -> J^T A^T v."""
-
-    score: Any
-    residual: Any
-    transposed: Callable[[Any], Any]
-
-
-def _linearized(
-    score_fn: Partial, sde: SDE, operator: Callable[[Any], Any], x: Any, t: Any, observation: Any
-) -> _Linearized:
-    _require_observation(observation)
-    require_linear(operator, x.shape[1:], x.dtype)
-
-    def observed(x: Any) -> tuple[Any, Any]:
-        """A D, and the score."""
-        score = _score(score_fn, x, t, observation)
-        return jax.vmap(lambda *sample: operator(denoise(sde, *sample)))(x, t, score), score
-
-    predicted, pullback, score = jax.vjp(observed, x, has_aux=True)
-    _require_shape("the observation's y", observation.y, predicted.shape)
-    return _Linearized(
-        score=score,
-        residual=(observation.y - predicted).astype(predicted.dtype),
-        transposed=lambda v: pullback(v)[0],
-    )
 
 
 def _score(score_fn: Partial, x: Any, t: Any, observation: Observation) -> Any:

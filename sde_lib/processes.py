@@ -22,8 +22,9 @@ from sde_lib.pytrees import register_dataclass
 Scalar = float | Float[Array, ""]
 Sample = Float[Array, "*shape"]
 
-# The score of a batch: (x [batch, ...], t [batch]) -> [batch, ...]
-ScoreFn = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"]], Float[Array, "batch *shape"]]
+# The score of a batch: (x [batch, ...], t [batch]) -> [batch, ...]; where samples have conditions, of
+# (x, t, condition), a pytree of arrays with one row a sample
+ScoreFn = Callable[..., Float[Array, "batch *shape"]]
 
 
 # The prior of VP and sub-VP, N(0, I), leaves out alpha(T) times the data. At this limit, it misses a mean of

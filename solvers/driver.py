@@ -308,7 +308,8 @@ def stream(
         output = _unchanged if unflattened else _OfTree(layout, output)
     shape = checked_shape(shape)
     check_setting(sde, key, shape, dtype, solver=solver)
-    known_ids = checked_ids(sample_ids) if isinstance(sample_ids, Sequence | np.ndarray) else None
+    given_ids: Any = sample_ids
+    known_ids = checked_ids(given_ids) if isinstance(given_ids, Sequence | np.ndarray) else None
     setting = {"ids": known_ids, "shape": shape, "layout": layout, "dtype": dtype, "sde": sde}
     rows = RowSource(conditions=conditions, start=start, **setting)
     if queues.done:
@@ -333,10 +334,10 @@ def stream(
 
     bar = progress_bar(total=total, unit="sample", disable=not progress, desc="sampling")
     with bar, out_of_memory_explained(lanes, devices, compiled):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         loop, work = compiled(lanes), idle(lanes=per_device)
         since = time.perf_counter()
-        seconds_compile = since - start
+        seconds_compile = since - begin
         call = functools.partial(loop, problem)
         pace = _Pace(per_call)
         for finished, counts in _calls(call, work, queues, rows, NamedSharding(mesh, OWN), pace, bar):

@@ -127,7 +127,7 @@ def idle_lanes(
     def on_device(sde: SDE, solver: Solver, key: PRNGKeyArray, example: Rows) -> Lanes:
         ids = jnp.zeros(rows, jnp.uint32)
         given = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:])), example)
-        return _fresh(sde, solver, key, ids, given, jnp.zeros(rows, bool), shape, dtype)
+        return fresh_lanes(sde, solver, key, ids, given, jnp.zeros(rows, bool), shape, dtype)
 
     each = jax.shard_map(on_device, mesh=mesh, in_specs=SHARED, out_specs=OWN, check_vma=False)
     return each(sde, solver, key, example)
@@ -200,7 +200,7 @@ def _refill(
     place = jnp.where(starts, place, 0)
     ids, rows = jax.tree.map(lambda leaf: leaf[place], (queue.ids, queue.rows))
     setting = problem.sde, problem.solver, problem.key
-    fresh = _fresh(*setting, ids, rows, starts, tuple(shape), work.state.x.dtype)
+    fresh = fresh_lanes(*setting, ids, rows, starts, tuple(shape), work.state.x.dtype)
     return _select(starts, fresh, work), handed_out + jnp.sum(starts, dtype=jnp.int32)
 
 
@@ -278,7 +278,7 @@ def _progress(sde: SDE, work: Lanes) -> Array:
     return jnp.sum(jnp.where(work.busy, progress, 0))
 
 
-def _fresh(
+def fresh_lanes(
     sde: SDE,
     solver: Solver,
     key: PRNGKeyArray,

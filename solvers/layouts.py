@@ -34,7 +34,7 @@ class Layout:
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    tree: jax.tree_util.PyTreeDef
+    tree: Any  # a PyTreeDef
 
     @classmethod
     def of(cls, shape: Any) -> Layout | None:

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float64, PRNGKeyArray
 
 from sde_lib import SDE, ScoreFn, probability_flow_drift
 from sde_lib.checks import require, require_choice, require_count, require_number
@@ -81,28 +81,8 @@ class Likelihood:
     status: np.ndarray
 
     def bits_per_dim(self, bin_width: float = 1.0) -> np.ndarray:
-        """−log2 of the probability of a bin around x, over the number of dimensions, [n].
-
-        For x = w (k + u) + constant with a whole number k in each dimension and u ~ U(0, 1), which is uniform
-        dequantization, the mean over u bounds −log2 P(k) a dimension from above (Theis et al., arXiv
-        1511.01844, eq. 4). Images of 256 grey levels have w = 1/256 in [0, 1] and 2/256 in [−1, 1], which
-        adds 8 and 7 bits to the density's own.
-
-        Args:
-            bin_width: w in data units. At 1, the result is that of the density itself.
-
-        Example:
-            >>> import numpy as np
-            >>> from solvers.likelihood import Likelihood
-            >>> uniform = Likelihood(  # density 1 on [0, 1]^2
-            ...     log_prob=np.zeros(1), standard_error=np.zeros(1), latent=np.zeros((1, 2)),
-            ...     sample_ids=np.zeros(1), nfe=np.ones(1), status=np.zeros(1),
-            ... )
-            >>> print(uniform.bits_per_dim(1 / 256))  # 256 levels, each as likely
-            [8.]
-        """
-        dims = math.prod(self.latent.shape[1:])
-        return -(self.log_prob / dims + math.log(bin_width)) / math.log(2)
+        """``bits_per_dim`` of each sample, [n]."""
+        return bits_per_dim(self.log_prob, math.prod(self.latent.shape[1:]), bin_width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +98,36 @@ class Transported:
     x: np.ndarray
     nfe: np.ndarray
     status: np.ndarray
+
+
+def bits_per_dim(
+    log_prob: Float64[np.ndarray, " n"], dims: int, bin_width: float = 1.0
+) -> Float64[np.ndarray, " n"]:
+    """−log2 of the probability of a bin around x, over the number of dimensions.
+
+    For x = w (k + u) + constant with a whole number k in each dimension and u ~ U(0, 1), which is uniform
+    dequantization, the mean over u bounds −log2 P(k) a dimension from above (Theis et al., arXiv 1511.01844,
+    section 3.1). Images of 256 grey levels have w = 1/256 in [0, 1] and 2/256 in [−1, 1]. This adds 8 and 7
+    bits to those of the density.
+
+    Args:
+        log_prob: log p(x) in nats.
+        dims: number of dimensions of x.
+        bin_width: w in data units; at 1, the result is that of the density itself.
+
+    Example:
+        >>> import numpy as np
+        >>> from solvers.likelihood import bits_per_dim
+        >>> print(bits_per_dim(np.zeros(1), 2, 1 / 256))  # density 1 on [0, 1]^2: 256 levels, all as likely
+        [8.]
+    """
+    return -(log_prob / dims + math.log(bin_width)) / math.log(2)
+
+
+def check_accuracy(*, divergence: Divergence, num_probes: int | None, rtol: float, atol: float) -> None:
+    """Raises ValueError for settings that ``log_likelihood`` refuses."""
+    _likelihood_flow((1,), divergence, None if divergence == "exact" else jax.random.key(0), num_probes)
+    RK45(rtol=rtol, atol=atol)
 
 
 def log_likelihood(
@@ -210,7 +220,7 @@ def stream_log_likelihoods(
         score_fn, sde, key, divergence, num_probes, rtol, atol: see ``log_likelihood``.
 
     Raises:
-        ValueError: as ``log_likelihood``.
+        ValueError: as ``log_likelihood``; for settings, at the call and not only when the first is taken.
     """
     flow = _likelihood_flow(shape, divergence, key, num_probes)
     path = Path(sde=sde, begin=sde.eps, end=sde.T)
@@ -222,15 +232,15 @@ def stream_log_likelihoods(
     def given(ids: np.ndarray) -> dict[str, Any]:
         return _given(ids, None if conditions is None else conditions(ids))
 
-    for part in stream(
+    parts = stream(
         **_sampling(flow, path, score_fn, key, (rtol, atol), dtype),
         sample_ids=sample_ids,
         lanes=lanes,
         conditions=given,
         start=start,
         **settings,
-    ):
-        yield _likelihood(part, sde, flow)
+    )
+    return (_likelihood(part, sde, flow) for part in parts)
 
 
 def encode(

@@ -160,8 +160,9 @@ def sample(
             parts.append(jax.device_get(solve(score_fn, sde, steps, key, batch)))
             bar.update(min(lanes, len(ids) - bar.n))
     calls = sum(int(part.pop("calls")) for part in parts)
+    arrays: Any = {name: np.concatenate([part[name] for part in parts])[: len(ids)] for name in parts[0]}
     return Solution(
-        **{name: np.concatenate([part[name] for part in parts])[: len(ids)] for name in parts[0]},
+        **arrays,
         sample_ids=ids,
         device_calls=np.array([calls]),
         lane_evaluations=lanes * calls,

@@ -21,18 +21,21 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
 from sde_lib import SDE, ScoreFn
 from sde_lib import denoise as tweedie
 from sde_lib.checks import require_count
+from sde_lib.guidance import evaluations_of
 from sde_lib.pytrees import register_dataclass
 from solvers.arguments import as_arrays, check_setting, checked_score_fn, checked_shape
 from solvers.driver import IDS_PER_LANE, MAX_EVALUATIONS
 from solvers.interface import Solver, Status
-from solvers.lanes import AXIS, OWN, SHARED, Finished, Problem, Program, Queue, idle_lanes, run
-from solvers.noise import sample_key
+from solvers.lanes import AXIS, OWN, SHARED, Finished, Problem, Program, Queue, fresh_lanes, idle_lanes, run
 from solvers.queues import ids_asked_for
+from solvers.rows import RowSource, Start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
     """Every evaluation of n samples, in the order in which a sample made them.
+
+    An evaluation is one call of the score function, which may take several of the network, as with guidance.
 
     Arrays [n, k] have a column for each evaluation, up to the largest number that a sample made. Where a
     sample made fewer, the rest of its row is NaN or False.
@@ -77,6 +80,8 @@ def trace(
     shape: Sequence[int],
     num_samples: int | None = None,
     sample_ids: Sequence[int] | np.ndarray | None = None,
+    conditions: Any = None,
+    start: Start | None = None,
     log_snrs: Sequence[float] | np.ndarray | None = None,
     denoise: bool = True,
     max_evaluations: int = MAX_EVALUATIONS,
@@ -87,8 +92,8 @@ def trace(
     The score is evaluated twice as often as by ``solvers.sample``, for the denoised images.
 
     Args:
-        score_fn, sde, solver, key, shape, num_samples, sample_ids, denoise, max_evaluations, dtype: as for
-            ``solvers.sample``.
+        score_fn, sde, solver, key, shape, num_samples, sample_ids, conditions, start, denoise,
+            max_evaluations, dtype: as for ``solvers.sample``.
         log_snrs: keep images at these log-SNRs alone: that of the first evaluation at each or beyond, or the
             last that there is. None keeps the images of all evaluations, which takes twice the memory of the
             samples for each.
@@ -111,10 +116,13 @@ def trace(
     require_count(max_evaluations=max_evaluations)
     shape = checked_shape(shape)
     check_setting(sde, key, shape, dtype, solver=solver)
-    score_fn = checked_score_fn(score_fn, lanes, shape, dtype)
+    setting = {"ids": ids, "shape": shape, "layout": None, "dtype": dtype, "sde": sde}
+    rows = RowSource(conditions=conditions, start=start, **setting)(ids)
+    per_call = evaluations_of(score_fn)
+    score_fn = checked_score_fn(score_fn, lanes, shape, dtype, condition=rows.condition)
     sde, solver = as_arrays((sde, solver), dtype)
     mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
-    cap = jnp.int32(max_evaluations)
+    cap = jnp.int32(-(-max_evaluations // per_call))  # calls
     problem = Problem(score_fn=score_fn, sde=sde, solver=solver, key=key, max_evaluations=cap)
     problem = jax.device_put(problem, NamedSharding(mesh, SHARED))
     evaluate = functools.partial(
@@ -122,18 +130,24 @@ def trace(
     )
 
     # the first call gives each lane its sample, in the order of the ids; there are no others
+    room = functools.partial(_with_room, length=IDS_PER_LANE * lanes)
     queue = Queue(
-        ids=np.resize(ids, IDS_PER_LANE * lanes), length=np.array([lanes], np.int32), more=np.array([False])
+        ids=room(ids),
+        length=np.array([lanes], np.int32),
+        more=np.array([False]),
+        rows=jax.tree.map(room, rows),
     )
-    work = idle_lanes(sde, solver, key, lanes=lanes, shape=shape, dtype=dtype, mesh=mesh)
-    state = jax.vmap(lambda i: solver.init(sde, sample_key(key, i), shape, dtype))(jnp.asarray(ids))
-    busy, looks, made, ends = np.ones(lanes, bool), [], [], []
+    work = idle_lanes(sde, solver, key, rows, lanes=lanes, shape=shape, dtype=dtype, mesh=mesh)
+    rows = jax.tree.map(jnp.asarray, rows)
+    busy = np.ones(lanes, bool)
+    state = fresh_lanes(sde, solver, key, jnp.asarray(ids), rows, jnp.asarray(busy), shape, dtype).state
+    looks, made, ends = [], [], []
     frames = [
         _Frame(log_snr, np.zeros((lanes, *shape), dtype))
         for log_snr in (() if log_snrs is None else log_snrs)
     ]
     while busy.any():
-        look = _look(problem, state, lanes)
+        look = _look(problem, state, rows.condition, lanes)
         if log_snrs is None:
             frames.append(_Frame(-np.inf, look.point))
         for frame in frames if log_snrs is not None else frames[-1:]:
@@ -145,9 +159,9 @@ def trace(
         queue = dataclasses.replace(queue, length=np.zeros(1, np.int32))
         busy, state = np.array(work.busy[:lanes]), work.state
         ends.append(_first_rows(finished, int(counts.finished[0])))
-    looks.append(_look(problem, state, lanes))
+    looks.append(_look(problem, state, rows.condition, lanes))
     return Trace(
-        **_finished(ids, ends),
+        **_finished(ids, ends, per_call),
         **_evaluations(looks, np.stack(made, axis=1)),
         kept=np.stack([frame.column for frame in frames], axis=1),
         points=np.stack([frame.point for frame in frames], axis=1),
@@ -170,19 +184,24 @@ class _Look:
     denoised: Any
 
 
-def _look(problem: Problem, state: Any, lanes: int) -> _Look:
+def _with_room(rows: np.ndarray, length: int) -> np.ndarray:
+    """The rows, and behind them others that nobody reads, up to this length."""
+    return np.resize(rows, (length, *rows.shape[1:]))
+
+
+def _look(problem: Problem, state: Any, condition: Any, lanes: int) -> _Look:
     # copied: the loop takes over the memory of its lanes
-    return jax.tree.map(np.array, _looked(problem, state, lanes=lanes))
+    return jax.tree.map(np.array, _looked(problem, state, condition, lanes=lanes))
 
 
 @functools.partial(jax.jit, static_argnames="lanes")
-def _looked(problem: Problem, state: Any, *, lanes: int) -> _Look:
+def _looked(problem: Problem, state: Any, condition: Any, *, lanes: int) -> _Look:
     sde, state = problem.sde, jax.tree.map(lambda leaf: leaf[:lanes], state)
     arrived = state.status == Status.COMPLETED  # only the denoising is left, at the point reached
     x, t = jax.vmap(problem.solver.ask)(state)
     x = jnp.where(arrived.reshape(-1, *(1,) * (x.ndim - 1)), state.x, x)
     t = jnp.where(arrived, state.t, t)
-    score = problem.score_fn(x, t)
+    score = problem.score_fn(x, t, *(() if condition is None else (condition,)))
     return _Look(
         begin=state.t,
         accepted=state.accepted,
@@ -218,11 +237,12 @@ def _first_rows(finished: Finished, count: int) -> Finished:
     return jax.tree.map(lambda rows: np.array(rows[:count]), finished)
 
 
-def _finished(ids: np.ndarray, ends: list[Finished]) -> dict[str, np.ndarray]:
+def _finished(ids: np.ndarray, ends: list[Finished], per_call: int) -> dict[str, np.ndarray]:
     """The finished samples in the order of the ids."""
     found = {name: np.concatenate([getattr(end, name) for end in ends]) for name in ("x", "nfe", "status")}
     ended = np.concatenate([end.sample_ids for end in ends])
     order = np.argsort(ended, kind="stable")[np.argsort(np.argsort(ids, kind="stable"), kind="stable")]
+    found["nfe"] *= per_call
     return {"sample_ids": ids, **{name: array[order] for name, array in found.items()}}
 
 

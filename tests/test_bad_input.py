@@ -101,6 +101,11 @@ FLAGS = [
     unused("images", "FOLDER", "sample"),
     unused("images", "FOLDER", "train"),
     unused("num_samples", "5", "eval"),
+    unused("num_samples", "5", "likelihood"),
+    unused("images", "FOLDER", "trace"),
+    unused("profile", "true", "likelihood"),
+    ([VE, "--mode=trace", "--num_samples=0"], "--num_samples must be a whole number >= 1 (got 0)"),
+    ([VE, "--mode=trace", "--num_samples=few"], "--num_samples=few"),
     unused("seeds", "5", "sweep"),
     unused("batch_size", "5", "train"),
     unused("profile", "true", "train"),
@@ -322,7 +327,33 @@ TRAINING = [
     ([VE, "--mode=train", "--config.data.path=absent"], "config.data.path must be "),
 ]
 
-ROWS = [*FLAGS, *SOLVERS, *CONFIG, *DATA, *TRAINING]
+LIKELIHOOD = [VE, "--mode=likelihood", "--config.data.split=train"]
+LIKELIHOODS = [
+    ([VE, "--mode=likelihood"], "config.data.name must be a data set with held-out images (got 'digits'): "),
+    (
+        [VE, "--mode=likelihood", "--config.data.path=FOLDER"],
+        "config.data.path must be a data set with held-out images (got 'folder'): name such images with ",
+    ),
+    ([VE, "--mode=likelihood", "--images=absent"], "--images must be an existing folder"),
+    ([*LIKELIHOOD, "--workdir=TEXT"], "--workdir must be a folder"),
+    ([*LIKELIHOOD, "--config.likelihood.rtol=0"], "config.likelihood.rtol must be a number > 0 (got 0.0)"),
+    ([*LIKELIHOOD, "--config.likelihood.atol=nan"], "config.likelihood.atol must be a number > 0 (got nan)"),
+    ([*LIKELIHOOD, "--config.likelihood.rtol=tight"], "--config.likelihood.rtol=tight: could not convert"),
+    (
+        [*LIKELIHOOD, "--config.likelihood.divergence=exakt"],
+        "config.likelihood.divergence must be one of 'exact', 'hutchinson' (got 'exakt'): did you mean 'exact'",
+    ),
+    (
+        [*LIKELIHOOD, "--config.likelihood.num_probes=1"],
+        "config.likelihood.num_probes must be at least 2 (got 1): set it to 2 or more",
+    ),
+    (
+        [*LIKELIHOOD, "--config.likelihood.divergence=exact", "--config.likelihood.num_probes=4"],
+        "config.likelihood.num_probes must be None with divergence 'exact' (got 4): leave it out",
+    ),
+]
+
+ROWS = [*FLAGS, *SOLVERS, *CONFIG, *DATA, *TRAINING, *LIKELIHOODS]
 
 
 @pytest.fixture

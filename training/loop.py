@@ -57,8 +57,8 @@ def train(
             starts from instead of random ones. The optimizer and the steps start afresh. To resume, give the
             same again.
         on_snapshot: called as (step, score_fn) every ``snapshot_every`` steps and after the last, with the
-            score of the averaged weights (x [b, h, w, c], t [b]) -> [b, h, w, c], valid until the call
-            returns.
+            score of the averaged weights (x [b, h, w, c], t [b]) -> [b, h, w, c], or, of a class-conditional
+            network, (x, t, classes [b]); valid until the call returns.
         command: the command line to record in the checkpoint; by default that of this process.
         progress: whether to show a bar with the loss, images/s and the time left.
 
@@ -72,7 +72,7 @@ def train(
     settings.check(config, devices=jax.device_count())
     workdir = _local_folder(workdir)
     sde = from_config(config.sde)
-    images = datasets.held(datasets.open_images(config.data))
+    images = datasets.held(datasets.open_images(config.data, config.model.num_classes))
     network = models.build(config)
     step_fn = make_step(config, network, sde)
     params, origin = _first_params(config, network, checkpoint)
@@ -162,7 +162,8 @@ def _run(
         last_step=training.num_steps,
     )
     for step, batch in enumerate(data, start=first + 1):
-        state, step_loss = step_fn(state, batch)
+        classes = batches.batch_labels(images, seed=config.seed, batch_size=training.batch_size, step=step)
+        state, step_loss = step_fn(state, batch, *([] if classes is None else [classes]))
         reports.add(step_loss)
         last = step == training.num_steps
         snapshot_due = last or step % training.snapshot_every == 0

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sde_lib import SDE, ScoreFn
+from sde_lib import SDE, DiscreteVP, EDMProcess, ScoreFn
 from sde_lib.checks import require, require_choice
+from sde_lib.processes import Scalar
 
 Sample = Float[Array, "*shape"]
 Time = Float[Array, ""]
@@ -21,12 +22,15 @@ Weight = Callable[[Time], Any]  # scalar -> scalar
 # As published, training goes closer to t = 0 than sampling, which ends at 1e-3 (sde.eps) for VP and sub-VP.
 EPS_TRAIN = 1e-5
 
+# Mean and deviation of log sigma in the training of EDM (arXiv 2206.00364, table 1)
+EDM_LEVELS = (-1.2, 1.2)
+
 
 def _one(t: Time) -> Time:
     return jnp.ones_like(t)
 
 
-def weight_named(weighting: str, sde: SDE, sigma_data: float | None) -> Weight:
+def weight_named(weighting: str, sde: SDE, sigma_data: Scalar | None) -> Weight:
     """The loss's weight as a function of time, relative to sigma(t)^2.
 
     - "sigma": the loss is weighted by sigma^2, so that the noise counts alike at all times (arXiv 2011.13456,
@@ -96,6 +100,44 @@ def loss_at(
     return jax.vmap(loss)(score_fn(jax.vmap(perturb)(images, t, noise), t), t, noise)
 
 
+def times(sde: SDE, key: PRNGKeyArray, number: int) -> Times:
+    """Times of a training, each drawn by itself: as published for the process, else uniform.
+
+    - Uniform in [EPS_TRAIN, T], as published for VE, VP and sub-VP (arXiv 2011.13456, eq. 7) and the
+      rectified flow (2209.03003); for the cosine, whose published chain draws its steps uniformly; and for
+      any other process.
+    - For a table of levels, uniform in [eps, T], from its first level to its last.
+    - For EDM's process, log-normal noise levels, log sigma ~ N(−1.2, 1.2^2) (2206.00364, table 1), of which
+      the few outside [EPS_TRAIN, T] are moved to its ends.
+
+    Args:
+        sde: the process.
+        key: for the draws.
+        number: how many.
+
+    Returns:
+        [number].
+
+    Example:
+        >>> from sde_lib import EDMProcess
+        >>> t = times(EDMProcess(), jax.random.key(0), 10_000)
+        >>> print(f"{jnp.exp(-1.2):.2f} {jnp.median(t):.2f}")
+        0.30 0.30
+    """
+    if isinstance(sde, EDMProcess):
+        mean, deviation = EDM_LEVELS
+        levels = jnp.exp(mean + deviation * jax.random.normal(key, (number,)))
+        return jnp.clip(levels, EPS_TRAIN, sde.T)
+    first = sde.eps if isinstance(sde, DiscreteVP) else EPS_TRAIN
+    return jax.random.uniform(key, (number,), minval=first, maxval=sde.T)
+
+
+def draw(sde: SDE, key: PRNGKeyArray, images: Batch) -> tuple[Times, Batch]:
+    """What the loss of each image is drawn at: its time, and its noise of the image's shape."""
+    time_key, noise_key = jax.random.split(key)
+    return times(sde, time_key, len(images)), jax.random.normal(noise_key, images.shape)
+
+
 def score_matching_loss(
     score_fn: ScoreFn,
     sde: SDE,
@@ -104,7 +146,7 @@ def score_matching_loss(
     *,
     weight: Weight = _one,
 ) -> Float[Array, ""]:
-    """The mean of ``loss_at`` over the images, each with its own t ~ U(EPS_TRAIN, T) and noise.
+    """The mean of ``loss_at`` over the images, each with its own time, from ``times``, and noise.
 
     Example:
         >>> from sde_lib import VPSDE
@@ -113,7 +155,4 @@ def score_matching_loss(
         >>> round(float(loss), 1)  # the mean of z^2, since this score is zero
         1.0
     """
-    time_key, noise_key = jax.random.split(key)
-    t = jax.random.uniform(time_key, (len(images),), minval=EPS_TRAIN, maxval=sde.T)
-    noise = jax.random.normal(noise_key, images.shape)
-    return jnp.mean(loss_at(score_fn, sde, images, t, noise, weight=weight))
+    return jnp.mean(loss_at(score_fn, sde, images, *draw(sde, key, images), weight=weight))

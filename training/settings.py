@@ -23,9 +23,14 @@ def check(config: Any, *, devices: int) -> None:
     """
     training = config.training
     require_seed("config.seed", config.seed)
-    counts = ("batch_size", "num_steps", "checkpoint_every", "snapshot_every", "log_every")
+    counts = ("batch_size", "num_steps", "checkpoint_every", "snapshot_every", "log_every", "accumulate")
     require_count(**{f"config.training.{name}": training[name] for name in counts})
     require_shared("config.training.batch_size", training.batch_size, devices, "devices")
+    share = training.batch_size // devices
+    allowed = f"a divisor of {share}, the images of a batch on a device"
+    fix = "choose a divisor, or 1 to compute the gradient of a batch at once"
+    parts = training.accumulate
+    require(share % parts == 0, "config.training.accumulate", parts, allowed, fix)
     for name in ("learning_rate", "gradient_clip"):
         value = training[name]
         positive = _is_number(value) and 0 < value < math.inf
@@ -35,6 +40,12 @@ def check(config: Any, *, devices: int) -> None:
     require(whole, "config.training.warmup_steps", steps, "a whole number >= 0", "set 0 for no warm-up")
     share = _is_number(rate) and 0 <= rate < 1
     require(share, "config.training.ema_rate", rate, "a rate in [0, 1)", "set 0 for no averaging")
+    warmup, dropped = training.ema_warmup, training.label_dropout
+    either = isinstance(warmup, bool | np.bool_)
+    require(either, "config.training.ema_warmup", warmup, "True or False", "set False for no warm-up")
+    share = _is_number(dropped) and 0 <= dropped <= 1
+    fix = "set 0 for a class with every image"
+    require(share, "config.training.label_dropout", dropped, "a share in [0, 1]", fix)
 
 
 def _is_number(value: Any) -> bool:

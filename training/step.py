@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from data import batches
 from models import Network
-from models.layers import AnyArray
 from sde_lib import SDE
 from sde_lib.pytrees import register_dataclass
-from training.losses import score_matching_loss, weight_named
+from training.losses import draw, loss_at, weight_named
 
 Params = Any
-Step = Callable[["TrainState", UInt8[AnyArray, "b h w c"]], tuple["TrainState", Float[Array, ""]]]
+# (state, images [b, h, w, c]) -> (state, loss); with classes [b] as a third argument if the network has any
+Step = Callable[..., tuple["TrainState", Float[Array, ""]]]
+
+# Of the randomness of a step, the key for the classes; the first three numbers are those of split(key, 3)
+_CLASSES = 3
 
 # Keeps the random numbers of training apart from those of sample i, whose key is fold_in(key(seed), i).
 _STREAM = 0x7472_6169
@@ -85,8 +88,12 @@ def initial_state(training: Any, params: Params) -> TrainState:
 def make_step(config: Any, network: Network, sde: SDE) -> Step:
     """The compiled step (state, images [b, h, w, c] of grey levels 0..255) -> (state, loss).
 
+    That of a class-conditional network is (state, images, classes [b]) -> (state, loss). It replaces the
+    share ``label_dropout`` of the classes by −1, for none.
+
     Every device computes the gradient of its part of the batch. The random numbers of an image do not depend
-    on its device. The state, a copy on each device, is donated: one that was passed in is no longer valid.
+    on its device, nor, but for the network's dropout, on the number of parts that ``accumulate`` cuts a batch
+    into. The state, a copy on each device, is donated: one that was passed in is no longer valid.
 
     Raises:
         ValueError: for a weighting of the loss that does not exist or does not fit the network.
@@ -98,19 +105,68 @@ def make_step(config: Any, network: Network, sde: SDE) -> Step:
     except ValueError as error:
         raise ValueError(f"config.training.{error}") from None
 
-    def step(state: TrainState, images: UInt8[Array, "b h w c"]) -> tuple[TrainState, Float[Array, ""]]:
-        data_key, loss_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
+    def step(
+        state: TrainState,
+        images: UInt8[Array, "b h w c"],
+        classes: Int32[Array, " b"] | None = None,
+    ) -> tuple[TrainState, Float[Array, ""]]:
+        key = jax.random.fold_in(step_key, state.step)
+        data_key, loss_key, dropout_key = jax.random.split(key, 3)
         x0 = batches.prepare(data_key, images, config.data)
+        if classes is not None:
+            dropped = jax.random.bernoulli(
+                jax.random.fold_in(key, _CLASSES), config.training.label_dropout, classes.shape
+            )
+            classes = jnp.where(dropped, -1, classes)
 
-        def loss_of(params: Params) -> Float[Array, ""]:
-            score_fn = functools.partial(network.score, sde, params, dropout_key=dropout_key)
-            return score_matching_loss(score_fn, sde, loss_key, x0, weight=weight)
+        def loss_of(params: Params, part: Any, dropout_key: PRNGKeyArray) -> Float[Array, ""]:
+            x0, classes, t, noise = part
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
+            def score_fn(x: Array, t: Array) -> Array:
+                return network.score(sde, params, x, t, classes, dropout_key=dropout_key)
+
+            return jnp.mean(loss_at(score_fn, sde, x0, t, noise, weight=weight))
+
+        batch = (x0, classes, *draw(sde, loss_key, x0))
+        loss, gradient = _accumulated(
+            jax.value_and_grad(loss_of), config.training.accumulate, state.params, batch, dropout_key
+        )
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params_ema = optax.incremental_update(params, state.params_ema, 1 - config.training.ema_rate)
+        rate = _ema_rate(config.training, state.step)
+        params_ema = optax.incremental_update(params, state.params_ema, 1 - rate)
         return TrainState(state.step + 1, params, params_ema, opt_state), loss
 
-    shardings = over_devices(), over_devices("device")
+    parts = 2 if config.model.num_classes else 1  # of a batch: images, and their classes
+    shardings = over_devices(), *[over_devices("device")] * parts
     return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=over_devices())
+
+
+def _ema_rate(training: Any, step: Int32[Array, ""]) -> Any:
+    if not training.ema_warmup:
+        return training.ema_rate
+    taken = step + 1
+    return jnp.minimum(training.ema_rate, (1 + taken) / (10 + taken))
+
+
+def _accumulated(
+    loss_and_gradient: Callable[..., tuple[Array, Params]],
+    number: int,
+    params: Params,
+    batch: Any,
+    dropout_key: PRNGKeyArray,
+) -> tuple[Array, Params]:
+    """The mean of losses and gradients over parts of a batch, each of which has its own dropout."""
+    if number == 1:
+        return loss_and_gradient(params, batch, dropout_key)
+
+    def cut(rows: Array) -> Array:
+        # Row i goes to part i mod number, so that each device keeps its rows.
+        return jnp.moveaxis(rows.reshape(-1, number, *rows.shape[1:]), 1, 0)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zero, (jax.tree.map(cut, batch), jax.random.split(dropout_key, number)))
+    return jax.tree.map(lambda leaf: leaf / number, total)

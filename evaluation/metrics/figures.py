@@ -31,6 +31,7 @@ def evaluate(
     evaluations_per_step: int,
     measurement: Measurement | None,
     features_of: Callable[[Samples], Features] | None = None,
+    num_classes: int = 0,
 ) -> dict[str, Any]:
     """The figures of ``num_samples`` samples, under the keys of ``evaluation.runs.results.Result``.
 
@@ -40,7 +41,8 @@ def evaluate(
     samples (evaluation/metrics/inception_score.py), each [low, high] or None if the samples are too few or
     the features too many; fid_infinity, None without a reference; and compared (the number of samples and
     images compared), compared_content (the fingerprint of these images), kid, kid_std, precision, recall,
-    density and coverage.
+    density and coverage; and, of samples with classes that the network knows, accuracy (the share whose class
+    the network finds) and accuracy_interval.
 
     Args:
         shards: in the order of their ids, as from ``SampleStore.shards``.
@@ -50,6 +52,7 @@ def evaluate(
         measurement: what to measure besides the cost; without it, only the cost and its interval.
         features_of: gives the network's features [n, d] and logits [n, k] of a shard, as
             ``evaluation.runs.feature_store.FeatureStore.of`` does; by default the network computes them.
+        num_classes: classes that the samples may have; 0 without classes.
 
     Raises:
         ValueError: for fewer samples than the measurement needs, a reference of other features, another
@@ -61,6 +64,9 @@ def evaluate(
         figures |= dict.fromkeys(("fid_interval", "is_interval", "nfe_interval"))
     counts = _Counts(num_samples, batch_size, evaluations_per_step, replicates)
     of_features: list[_OfFeatures] = []
+    accuracy = None
+    if measurement is not None and 0 < num_classes == measurement.network.num_classes:
+        accuracy = _Accuracy(replicates)
     if measurement is not None:
         if measurement.fid_infinity:
             figures["fid_infinity"] = None
@@ -76,10 +82,12 @@ def evaluate(
             features, logits = features_of(samples) if features_of else measurement.network(samples.images)
             for part in of_features:
                 part.add(features, logits, weights)
+            if accuracy is not None:
+                accuracy.add(samples, logits, weights)
         del samples  # before the next shard is read
     for part in (counts, *of_features):
         figures |= part.figures()
-    return figures
+    return figures if accuracy is None else figures | accuracy.figures()
 
 
 class _OfFeatures(Protocol):
@@ -126,6 +134,29 @@ class _Counts:
         if self._replicates is not None:
             replicates = self._replicates.result()
             figures["nfe_interval"] = bootstrap.interval(figures["nfe_mean"], replicates, lowest=0.0)
+        return figures
+
+
+class _Accuracy:
+    """The share of the samples whose class the network finds."""
+
+    def __init__(self, replicates: int):
+        self._replicates = bootstrap.MeanReplicates(replicates) if replicates else None
+        self._found: list[np.ndarray] = []
+
+    def add(self, samples: Samples, logits: np.ndarray, weights: UInt8[np.ndarray, "n r"]) -> None:
+        assert samples.classes is not None
+        found = logits.argmax(axis=1) == samples.classes
+        self._found.append(found)
+        if self._replicates is not None:
+            self._replicates.add(found.astype(np.float64), weights)
+
+    def figures(self) -> dict[str, Any]:
+        found = np.concatenate(self._found)
+        figures: dict[str, Any] = {"accuracy": float(found.mean())}
+        if self._replicates is not None and len(found) >= bootstrap.FEWEST:
+            interval = bootstrap.interval(figures["accuracy"], self._replicates.result(), lowest=0.0)
+            figures["accuracy_interval"] = interval
         return figures
 
 

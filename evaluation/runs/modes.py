@@ -15,6 +15,7 @@ import training
 from configs import base, tables
 from data import datasets
 from evaluation.runs import images, measurement, profile, run
+from evaluation.runs import likelihood as likelihoods
 from evaluation.runs import reproduce as tables_again
 from evaluation.runs import sweep as cells
 from evaluation.runs import trace as traces
@@ -72,6 +73,17 @@ def sample(given: Given, *, measured: bool, profiled: bool, processes: Processes
         return print(f"{processes.name} is done; process 0 wrote {folder}/results.jsonl")
     files = f"{folder}/results.jsonl  {folder}/samples.png"
     print(f"{prepared.title}\n{run.summary(result)}\n{run.cost(result)}\n{files}")
+
+
+def likelihood(given: Given, path: str | None) -> None:
+    """Computes the bits per dimension of images that a config's network was not trained on."""
+    prepared = run.prepare(given.config, name=given.name, checkpoint=given.checkpoint)
+    likelihoods.check(given.config)
+    opened, content = likelihoods.open_held_out(given.config, path)
+    folder = given.folder("likelihood")
+    result = likelihoods.measure(prepared, folder, images=opened, content=content)
+    files = f"{folder}/results.jsonl  {folder}/{likelihoods.LIKELIHOODS}  {folder}/likelihood.png"
+    print(f"{given.name}\n{likelihoods.summary(result)}\n{files}")
 
 
 def trace(given: Given, *, num_samples: int | None) -> None:

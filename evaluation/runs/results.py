@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from configs import keys
-from evaluation.store.files import atomic_file, explained, is_local, make_folder, read_file
+from evaluation.store.files import add_lines, read_file
 from sde_lib.checks import require
 from solvers import Solver
 
@@ -121,21 +120,7 @@ def append(workdir: epath.PathLike, result: Result) -> None:
     Raises:
         OSError: with the path, the reason and the fix.
     """
-    path, line = epath.Path(workdir) / "results.jsonl", result.line().encode() + b"\n"
-    make_folder(workdir)
-    if not is_local(path):  # where files cannot be added to
-        before = read_file(path) or b""
-        with atomic_file(path) as file:
-            file.write(before[: _end_of_whole_lines(before)] + line)
-        return
-    with explained("write", path), open(path, "a+b") as file:
-        file.seek(0)
-        before = file.read()
-        if (end := _end_of_whole_lines(before)) < len(before):
-            file.truncate(end)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    add_lines(epath.Path(workdir) / "results.jsonl", result.line().encode() + b"\n")
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -174,10 +159,6 @@ def find(
     return None
 
 
-def _end_of_whole_lines(content: bytes) -> int:
-    return content.rfind(b"\n") + 1
-
-
 def config_identity(
     config: Any, *, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
@@ -199,8 +180,12 @@ def config_identity(
         for key, value in keys.identity(config, keys.SAMPLES).items()
         if key in _NAMES or not key.startswith("solver.")
     }
-    found = {"checkpoint_sha256": checkpoint_sha256, **others, **settings}
-    text = json.dumps(_plain(found), sort_keys=True)
+    return hashed({"checkpoint_sha256": checkpoint_sha256, **others, **settings})
+
+
+def hashed(identity: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """An identity in JSON's types, and its hash of 16 hexadecimal digits."""
+    text = json.dumps(_plain(identity), sort_keys=True)
     return json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ import sde_lib
 import solvers
 from evaluation.metrics import figures
 from evaluation.metrics.measurement import Measurement
-from evaluation.runs import plots, results
+from evaluation.runs import conditional, plots, results
 from evaluation.runs.feature_store import FeatureStore
 from evaluation.store import workdir as workdirs
 from evaluation.store.files import make_folder, read_file, require_writable
@@ -31,7 +31,8 @@ from sde_lib.checks import require, require_count, require_seed, require_shared
 from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
-WRITES = ("samples", "samples.png", "features", "profile", "trace.png", "trace.gif")  # names in a workdir, beside results.jsonl
+# names in a workdir, beside results.jsonl
+WRITES = ("samples", "samples.png", "features", "profile", "trace.png", "trace.gif")
 BYTES = 24  # of a sample in its shard, besides the image: its id and four counts
 
 
@@ -71,10 +72,20 @@ class Run:
         setting = next(name for name in ("eps_rel", "num_steps", "rtol") if name in settings)
         return f"{self.name}   {self.config.solver.name}   {setting} {settings[setting]:g}"
 
+    @property
+    def evaluations_per_call(self) -> int:
+        """Evaluations of the network in a call of the score function, which guidance makes two of."""
+        return 1 if self.config.guidance.scale == 1.0 else 2
+
     def load_score_fn(self) -> ScoreFn:
-        """The network's score with the checkpoint's weights."""
+        """The network's score with the checkpoint's weights, and with the config's guidance."""
         params, _ = models.restore_params(self.checkpoint, self.network, self.config)
-        return self.network.score_fn(self.sde, jax.device_put(params))
+        score_fn = self.network.score_fn(self.sde, jax.device_put(params))
+        return conditional.guided(self.config, score_fn, self.sde)
+
+
+def _never_called(x: Any, t: Any, condition: Any) -> Any:
+    raise NotImplementedError
 
 
 def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
@@ -89,6 +100,8 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     counts = ("num_samples", "batch_size", "max_evaluations", "shard_size")
     require_count(**{f"config.eval.{key}": config.eval[key] for key in counts})
     require_seed("config.seed", config.seed)
+    conditional.check(config)
+    conditional.guided(config, _never_called, sde)
     require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
     shape = configs.image_shape(config)
     # a solver refuses a process that it does not serve; here no numbers are computed
@@ -205,11 +218,15 @@ def _measure(
         store.shards(settings.num_samples),
         num_samples=settings.num_samples,
         batch_size=settings.batch_size,
-        evaluations_per_step=run.solver.evaluations_per_step,
+        evaluations_per_step=run.evaluations_per_call * run.solver.evaluations_per_step,
         measurement=measurement,
+        num_classes=run.config.model.num_classes,
         features_of=None if features is None else features.of,
     )
     solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
+    guidance = {key: value for key, value in run.identity.items() if key.startswith(("guidance.", "eval.cl"))}
+    if run.evaluations_per_call > 1:
+        guidance["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
     first = next(store.shards(min(PICTURED, settings.num_samples)))
     plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
     return results.Result.of(
@@ -220,7 +237,7 @@ def _measure(
         reference=None if measurement is None else measurement.reference_name,
         reference_content=None if measurement is None else measurement.reference_content,
         **cost,
-        extra={"config": run.name, **solver, **run.weights},
+        extra={"config": run.name, **solver, **guidance, **run.weights},
     )
 
 
@@ -233,7 +250,14 @@ def _sample_missing(run: Run, store: SampleStore, processes: Processes) -> dict[
     if missing == 0:
         return nothing
     draw, _ = drawing(run)
-    parts = fill(store, settings.num_samples, draw=draw, processes=processes, progress=processes.is_first)
+    parts = fill(
+        store,
+        settings.num_samples,
+        draw=draw,
+        classes_of=conditional.classes_of(run.config),
+        processes=processes,
+        progress=processes.is_first,
+    )
     if not parts:  # other processes were faster
         return nothing
     useful = sum(int(part.nfe.sum()) for part in parts)
@@ -256,6 +280,7 @@ def drawing(run: Run) -> tuple[Callable[..., Iterator[solvers.Solution]], int]:
         run.solver,
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
+        conditions=conditional.classes_of(run.config),
         lanes=lanes,
         output=GREY_LEVELS[run.config.data.centered],
         denoise=run.config.solver.denoise,
@@ -269,6 +294,7 @@ def fill(
     num_samples: int,
     *,
     draw: Callable[..., Iterator[solvers.Solution]],
+    classes_of: conditional.ClassesOf | None = None,
     processes: Processes = ALONE,
     progress: bool = False,
 ) -> list[solvers.Solution]:
@@ -278,6 +304,7 @@ def fill(
         store: gets the samples.
         num_samples: number of samples that the store has at the end.
         draw: ``solvers.stream`` without sample_ids, total and progress; its output is uint8.
+        classes_of: the class of each sample, to be stored with it.
         processes: the processes that share the work. They take over the share of one that dies.
         progress: show a bar.
     """
@@ -289,7 +316,8 @@ def fill(
             total=-(-len(store.missing(num_samples)) // processes.count),  # of this process, about
             progress=progress,
         ):
-            store.add(Samples.of(part))
+            classes = None if classes_of is None else classes_of(part.sample_ids)
+            store.add(Samples.of(part, classes))
             parts.append(dataclasses.replace(part, x=part.x[:0]))  # the images are in the store
     return parts
 
@@ -298,6 +326,8 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
     """A function of (step, score_fn) for training to call: it draws samples with the config's solver."""
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
+    num_classes = config.model.num_classes
+    classes = jnp.arange(PICTURED) % num_classes if num_classes else None
 
     def save(step: int, score_fn: ScoreFn) -> None:
         solution = solvers.sample(
@@ -308,6 +338,7 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
             shape=configs.image_shape(config),
             num_samples=PICTURED,
             batch_size=config.eval.batch_size,
+            conditions=classes,
         )
         make_folder(folder)
         plots.save_grid(
@@ -339,11 +370,15 @@ def summary(result: dict[str, Any]) -> str:
         parts.append(f"FID of infinitely many {result['fid_infinity']:.3f}")
     if result["is_mean"] is not None:
         parts.append(f"IS {result['is_mean']:.2f} ± {result['is_std']:.2f}")
+    if "accuracy" in result:
+        parts.append(f"accuracy {result['accuracy']:.3f}")
     if "kid" in result:
         parts.append(f"KID {result['kid']:.4f}")
         parts.append(f"precision {result['precision']:.2f}, recall {result['recall']:.2f}")
     if result["nfe_mean"] is not None:
-        parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max")
+        calls = result.get("score_calls_mean")
+        twice = "" if calls is None else f" ({calls:.1f} calls of the score)"
+        parts.append(f"NFE {result['nfe_mean']:.1f} mean, {result['nfe_max']} max{twice}")
     parts.append(f"{result['num_samples']:,} samples")
     if result["failed"]:
         parts.append(f"{result['failed']} FAILED")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
 
+from evaluation.runs import conditional
 from evaluation.runs.plots import DPI, FAINT, INK
 from evaluation.runs.run import WRITES, Run
 from evaluation.store import workdir as workdirs
@@ -37,14 +38,16 @@ def trace_run(run: Run, workdir: epath.PathLike, *, num_samples: int = TRACED) -
         OSError: for a disk that refuses a file.
     """
     workdirs.claim(workdir, run.identity, writes=WRITES)
-    log_snrs = levels(run.sde)
+    log_snrs, ids = levels(run.sde), np.arange(num_samples, dtype=np.uint32)
+    classes_of = conditional.classes_of(run.config)
     traced = trace(
         run.load_score_fn(),
         run.sde,
         run.solver,
         key=jax.random.key(run.config.seed),
         shape=run.image_shape,
-        num_samples=num_samples,
+        sample_ids=ids,
+        conditions=None if classes_of is None else classes_of(ids),
         log_snrs=log_snrs,
         denoise=run.config.solver.denoise,
         max_evaluations=run.config.eval.max_evaluations,

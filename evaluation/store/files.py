@@ -164,6 +164,31 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+def add_lines(path: epath.PathLike, lines: bytes) -> None:
+    """Adds whole lines to a file, and makes its folder; a torn line that an interruption left is cut off.
+
+    On an object store, the file is written anew.
+
+    Raises:
+        OSError: with the path, the reason and the fix.
+    """
+    path = epath.Path(path)
+    make_folder(path.parent)
+    if not is_local(path):
+        before = read_file(path) or b""
+        with atomic_file(path) as file:
+            file.write(before[: before.rfind(b"\n") + 1] + lines)
+        return
+    with explained("write", path), open(path, "a+b") as file:
+        file.seek(0)
+        before = file.read()
+        if (end := before.rfind(b"\n") + 1) < len(before):
+            file.truncate(end)
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def create(path: epath.PathLike, text: str) -> bool:
     """Makes a small file unless there is one; returns whether it did.
 

@@ -63,6 +63,7 @@ class Samples:
         nfe: [n], number of evaluations of the score.
         accepted, rejected: [n], number of steps.
         status: [n], ``solvers.Status``.
+        classes: [n], the classes asked for; None without classes.
     """
 
     sample_ids: Int[np.ndarray, " n"]
@@ -71,9 +72,10 @@ class Samples:
     accepted: Int[np.ndarray, " n"]
     rejected: Int[np.ndarray, " n"]
     status: Int[np.ndarray, " n"]
+    classes: Int[np.ndarray, " n"] | None = None
 
     @classmethod
-    def of(cls, solution: Solution) -> Samples:
+    def of(cls, solution: Solution, classes: Int[np.ndarray, " n"] | None = None) -> Samples:
         """The samples of a solution by ``solvers.stream`` with one of ``GREY_LEVELS`` for ``output``."""
         return cls(
             sample_ids=solution.sample_ids.astype(np.int64),
@@ -82,22 +84,27 @@ class Samples:
             accepted=solution.accepted,
             rejected=solution.rejected,
             status=solution.status,
+            classes=classes,
         )
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Samples:
-        return Samples(**{name: getattr(self, name)[rows] for name in FIELDS})
+        return Samples(**{name: array[rows] for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, without those that are None."""
+        return {name: array for name, array in vars(self).items() if array is not None}
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Samples))
 HASH = "identity"  # the config hash has this name in a shard's file: shards of earlier versions stay valid
 
 
 def joined(*parts: Samples) -> Samples:
     """All samples in the order of their ids; of samples with the same id, the first."""
-    together = Samples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS})
+    names = parts[0].arrays()
+    together = Samples(**{name: np.concatenate([part.arrays()[name] for part in parts]) for name in names})
     _, rows = np.unique(together.sample_ids, return_index=True)
     return together[rows]
 
@@ -282,8 +289,8 @@ class SampleStore:
                 with explained("write", path):
                     path.rename(_unused(path, ".foreign"))
             with atomic_file(path) as file:
-                arrays = {name: getattr(samples, name) for name in FIELDS}
-                file.write(pack({HASH: self.config_hash, "shard_size": self.shard_size, **arrays}))
+                named = {HASH: self.config_hash, "shard_size": self.shard_size}
+                file.write(pack(named | samples.arrays()))
         del self._finished[number]
         if len(np.union1d(stored, samples.sample_ids)) == self.shard_size:
             self._claims.release(number)

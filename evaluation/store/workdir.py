@@ -14,6 +14,9 @@ from etils import epath
 from evaluation.store.files import atomic_file, make_folder, read_file
 from sde_lib.checks import refusal, require
 
+# of an identity, which are not keys of a config: what is in a file that a key or flag names
+NO_KEYS = ("checkpoint_sha256", "images", "images_sha256")
+
 
 def claim(
     workdir: epath.PathLike,
@@ -27,7 +30,7 @@ def claim(
 
     Args:
         workdir: created if it does not exist.
-        identity: dotted config key -> value in JSON's types; ``checkpoint_sha256`` may be among the keys.
+        identity: dotted config key -> value in JSON's types; ``NO_KEYS`` may be among the keys.
         file: the file in the workdir that holds the identity. It is written atomically.
         holds: what the workdir holds, for messages.
         writes: names of the files and folders that will be written to the workdir. A folder that is not
@@ -61,8 +64,7 @@ def claim(
         fix = f"choose another workdir, since this one does not say whose {holds} it holds"
         raise ValueError(refusal(f"content of {path}", written[:40], "JSON", fix)) from None
     differing = [
-        f"{key if key == 'checkpoint_sha256' else f'config.{key}'} = {_shown(ours, key)} "
-        f"(there {_shown(theirs, key)})"
+        f"{key if key in NO_KEYS else f'config.{key}'} = {_shown(ours, key)} (there {_shown(theirs, key)})"
         for key in sorted(ours | theirs)
         if _shown(ours, key) != _shown(theirs, key)
     ]

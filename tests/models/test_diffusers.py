@@ -22,7 +22,7 @@ import models
 import sde_lib
 from configs.base import get_config
 from configs.vp.ddpm_cifar10 import get_config as ddpm_config
-from models import checkpoints, diffusers_folder
+from models import checkpoints, diffusers_folder, layers
 from sde_lib.pytrees import register_dataclass
 from solvers import DDIM, AncestralSampling
 from solvers.noise import standard_normal
@@ -384,8 +384,8 @@ UNET_REFUSED = {
     "downsample_padding": (2, "0 or 1"),
     "downsample_type": ("resnet", "'conv'"),
     "dropout": (None, "a number"),
-    "flip_sin_to_cos": (True, "False"),
-    "freq_shift": (0, "1"),
+    "flip_sin_to_cos": ("yes", "False or True"),
+    "freq_shift": (2, "0 or 1"),
     "in_channels": ("three", "a whole number >= 1"),
     "layers_per_block": ([1, 2], "a whole number >= 1"),
     "mid_block_scale_factor": (1.414, "1"),
@@ -440,10 +440,23 @@ def test_every_option_of_diffusers_is_known():
 
 
 def test_what_a_file_leaves_out_is_as_in_diffusers(folder):
-    options = {name: value for name, value in UNET.items() if name != "freq_shift"}
+    options = {name: value for name, value in UNET.items() if name not in ("freq_shift", "norm_eps")}
     (folder / "config.json").write_text(json.dumps(options))
-    with pytest.raises(ValueError, match=r"^freq_shift in .* must be 1 \(got 0\)"):
-        restored(folder)
+    model = diffusers_folder.describe(folder)["model"]
+    assert (model["freq_shift"], model["norm_epsilon"]) == (0, 1e-5)
+
+
+def test_the_time_embedding_of_diffusers_own_defaults(folder, flat):
+    """cos before sin, at frequencies 10^(−4 i/half), times their weights."""
+    rewrite(folder / "config.json", freq_shift=0, flip_sin_to_cos=True)
+    theirs = flat[1]["Dense_0"]["kernel"]  # as the file has it, transposed
+    ours = restored(folder)["Dense_0"]["kernel"]
+    label, half = np.float32([0.0, 1.0, 321.5, 999.0]), len(theirs) // 2
+    angles = label[:, None] * 1e-4 ** (np.arange(half) / half)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ theirs
+    embedding = layers.positional_embedding(jnp.asarray(label), 2 * half, freq_shift=0)
+    np.testing.assert_allclose(embedding @ ours, expected, atol=2e-4)
+    assert np.abs(embedding @ theirs - expected).max() > 0.1
 
 
 def damaged(folder: Path, how: str) -> None:
@@ -541,6 +554,8 @@ def test_the_config_of_ddpm_is_that_of_its_checkpoint(folder):
         sample_size=32,
         up_block_types=["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     )
+    with pytest.raises(ValueError, match=rf"download the files of {diffusers_folder.PAGE} into it"):
+        models.find("checkpoints/ddpm-cifar10-32")
     config: Any = ddpm_config()
     checkpoints.require_trained_like(folder, config)
     leaves = jax.tree.leaves(models.build(config).abstract_params())

@@ -29,6 +29,7 @@ CASES = {
         "attn_every_up_block": True,
         "attn_head_dim": 16,
         "downsample_padding": 1,
+        "freq_shift": 0,
     },
     "ddpm blocks": {"resblock_type": "ddpm"},
     "ddpm blocks, fir": {"resblock_type": "ddpm", "fir": True, "fir_kernel": (1, 2, 4, 1)},
@@ -119,8 +120,9 @@ def test_a_new_network_starts_at_almost_zero():
     assert np.abs(jax.jit(network.module.apply)({"params": params}, x, label)).max() < 1e-3
 
 
-def test_a_class_of_ddpm_shifts_the_bias_of_the_first_dense_layer():
-    small = {"name": "ddpm", "ch_mult": (1,), "attn_resolutions": ()}
+@pytest.mark.parametrize("options", [{"name": "ddpm"}, {}, {"embedding_type": "fourier_of_label"}])
+def test_a_class_shifts_the_bias_of_the_first_dense_layer(options):
+    small = {**options, "ch_mult": (1,), "attn_resolutions": ()}
     config, x, label = setting({**small, "num_classes": 3})
     module, params = models.build(config).module, tiny.params(config)
     plain = jax.jit(models.build(tiny.config(**small)).module.apply)
@@ -133,6 +135,18 @@ def test_a_class_of_ddpm_shifts_the_bias_of_the_first_dense_layer():
         assert relative(found[i], plain({"params": shifted}, x, label)[i]) < 1e-5
     with pytest.raises(ValueError, match=r"classes must be one class from 0 to 2 for every image, or -1"):
         module.apply({"params": params}, x, label)
+    with pytest.raises(ValueError, match=r"classes must be None for a network without classes \(got 'shape"):
+        plain({"params": rest}, x, label, classes)
+
+
+def test_fourier_features_of_a_label_are_those_of_its_logarithm_where_it_is_one():
+    small = {"sde": "ve", "ch_mult": (1,), "attn_resolutions": (), "embedding_type": "fourier"}
+    config, x, label = setting(small)
+    params = {"params": tiny.params(config)}
+    module = models.build(config).module
+    of_label = module.clone(embedding_type="fourier_of_label")
+    expected = jax.jit(module.apply)(params, x, label)
+    assert relative(jax.jit(of_label.apply)(params, x, jnp.log(label)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
@@ -207,7 +221,10 @@ def test_other_configs_share_a_published_network(name):
         ({"progressive": "skip"}, r"config.model.progressive must be one of 'none', .* \(got 'skip'\)"),
         ({"progressive_input": "output_skip"}, r"config.model.progressive_input must be .*'output_skip'\)"),
         ({"progressive_combine": "add"}, r"config.model.progressive_combine must be one of 'sum', 'cat' "),
-        ({"embedding_type": "sine"}, r"config.model.embedding_type must be one of 'fourier', 'positional' "),
+        (
+            {"embedding_type": "sine"},
+            r"config.model.embedding_type must be one of 'fourier', .*'positional' ",
+        ),
         (
             {"fir": True, "fir_kernel": (1, -1)},
             r"config.model.fir_kernel must be at least two taps with a sum above zero \(got \(1, -1\)\)",
@@ -228,6 +245,18 @@ def test_other_configs_share_a_published_network(name):
         (
             {"attn_resolutions": (5,)},
             r"config.model.attn_resolutions must be among 8, 4, the .* \(got \(5,\)\)",
+        ),
+        (
+            {"sde": "ve", "scale_by_sigma": True, "embedding_type": "fourier_of_label"},
+            r"config.model.scale_by_sigma must be False with embedding_type='fourier_of_label', whose label",
+        ),
+        (
+            {"num_classes": -1},
+            r"config.model.num_classes must be a whole number >= 0 \(got -1\): set it to 0",
+        ),
+        (
+            {"num_classes": 3, "conditional": False},
+            r"config.model.num_classes must be 0 with conditional=False",
         ),
         ({"sigma_data": 0.0}, r"config.model.sigma_data must be a number > 0 \(got 0.0\)"),
         ({"sigma_data": math.nan}, r"config.model.sigma_data must be a number > 0 \(got nan\)"),

@@ -88,15 +88,15 @@ def test_a_golden_network_denoises_as_the_reference(golden, case, tmp_path):
 
 def test_the_sampler_takes_the_steps_of_the_paper(golden):
     """Algorithm 1 of arXiv 2206.00364 with 18 levels, told with the denoiser; ours by ask and tell."""
-    path = golden("edm", "edm_ddpmpp_uncond", "network-snapshot.pkl")
-    config, solver = config_of(path), EDM(num_steps=17)
+    path = golden("edm", "edm_ncsnpp_cond", "network-snapshot.pkl")
+    config, solver, classes = config_of(path), EDM(num_steps=17), np.arange(6, dtype=np.int32)
     score_fn, sde = models.load_score_fn(config, path), sde_lib.from_config(config.sde)
     ask, tell = jax.jit(jax.vmap(solver.ask)), jax.jit(jax.vmap(lambda s, score: solver.tell(sde, s, score)))
     begin = jax.vmap(lambda key: solver.init(sde, key, (16, 16, 3), jnp.float32))
     state = begin(jax.random.split(jax.random.key(0), 6))
 
     def slope(x: Any, sigma: float) -> Any:
-        score = call(score_fn, np.float32(x), np.full(len(x), sigma, np.float32))
+        score = call(score_fn, np.float32(x), np.full(len(x), sigma, np.float32), classes)
         denoised = x + sigma**2 * np.float64(score)
         return (x - denoised) / sigma
 
@@ -108,12 +108,13 @@ def test_the_sampler_takes_the_steps_of_the_paper(golden):
         second = slope(x + (after - sigma) * first, after)
         x = x + (after - sigma) * (first + second) / 2
         for _ in range(2):
-            state = tell(state, call(score_fn, *ask(state)))
+            state = tell(state, call(score_fn, *ask(state), classes))
         np.testing.assert_allclose(state.t, after, rtol=1e-5)
         errors.append(relative(state.x, x))
     x = x - levels[-1] * slope(x, levels[-1])  # to sigma = 0, by Euler alone
     final = jax.vmap(lambda x, t, score: sde_lib.denoise(sde, x, t, score))
-    errors.append(relative(final(state.x, state.t, call(score_fn, state.x, state.t)), x))
+    score = call(score_fn, state.x, state.t, classes)
+    errors.append(relative(final(state.x, state.t, score), x))
     print("after each step and at the end:", *(f"{error:.1e}" for error in errors))
     assert max(errors) < STEP_TOLERANCE
 

@@ -120,8 +120,8 @@ def spoilable(sde, below):
     return Partial(_spoilable, sde, jnp.float32(below))
 
 
-def _spoilable(sde, below, x, t):
-    score = jax.vmap(functools.partial(Gaussian().score, sde))(x, t)
+def _spoilable(sde, below, x, t, means):
+    score = jax.vmap(lambda x, t, mean: Gaussian(mean=mean).score(sde, x, t))(x, t, means)
     broken = (jnp.arange(len(t)) == 3) & (t < below)
     return jnp.where(broken.reshape(-1, *(1,) * (x.ndim - 1)), jnp.nan, score)
 
@@ -129,6 +129,9 @@ def _spoilable(sde, below, x, t):
 def draw(solver, sde_name, below=0.0, **settings):
     sde = SDES[sde_name]
     settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "num_samples": 70, **settings}
+    ids = settings.get("sample_ids") or range(70)
+    # every sample has data of its own, and number 4 those of ``by_hand``
+    settings["conditions"] = np.float32(Gaussian().mean + (np.array(ids) - 4) / 100)
     return sample(spoilable(sde, below), sde, solver, denoise=False, max_evaluations=CAP, **settings)
 
 

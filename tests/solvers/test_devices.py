@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import EulerMaruyama, sample, stream
+from solvers import EulerMaruyama, Start, sample, stream
 from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
@@ -64,6 +64,12 @@ def draw_on_eight_devices(path):
         ids, x = np.append(ids, part.sample_ids), np.append(x, part.x, axis=0)
     found["restarted.ids"], found["restarted.x"] = ids, x
 
+    # a condition and a start for each sample
+    means = np.linspace(-1, 1, NUM_SAMPLES, dtype=np.float32)
+    for count in COUNTS:
+        keep(f"conditions {count}", conditioned(means, slice(None), devices=devices[:count]))
+    keep("conditions of some", conditioned(means, slice(300, 100, -3), devices=devices))
+
     # a plain function that holds an array on the first device
     offset = jnp.full(SHAPE, 0.5)
     closure = sample(
@@ -85,6 +91,20 @@ def draw_on_eight_devices(path):
     ):
         next(stream(*PROBLEM, **SETTINGS, sample_ids=range(3), lanes=12))
     np.savez(path, **found)
+
+
+def conditioned(means, some, **settings):
+    """Samples whose data have these means, some of which start from noised data."""
+    ids = np.arange(NUM_SAMPLES)[some]
+    x = np.broadcast_to(means[some, None, None, None], (len(ids), *SHAPE))
+    t = np.linspace(0.2, 1.0, NUM_SAMPLES, dtype=np.float32)[some]
+    start = Start.noised(SDE, x, t, key=jax.random.key(5), ids=ids)
+
+    def score_fn(x, t, mean):
+        return jax.vmap(lambda x, t, mean: Gaussian(mean=mean).score(SDE, x, t))(x, t, mean)
+
+    rows = {"sample_ids": ids, "conditions": means[some], "start": start}
+    return sample(score_fn, SDE, PROBLEM[2], **SETTINGS, **rows, batch_size=LANES, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +143,14 @@ def test_every_device_does_its_share(found, count):
 def test_lanes_wait_only_at_the_end(found, count):
     """The lanes of a device end within the evaluations of one sample, half of them on average: 2 %."""
     assert found["1.nfe"].sum() / (found[f"{count}.calls"].sum() * (LANES // count)) > 0.97
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_conditions_and_starts_go_with_their_samples_to_every_device(found, count):
+    np.testing.assert_array_equal(found[f"conditions {count}.x"], found["conditions 1.x"])
+    np.testing.assert_array_equal(found["conditions of some.x"], found["conditions 1.x"][300:100:-3])
+    means = found["conditions 1.x"].mean((1, 2, 3))  # of 16 pixels with deviation 0.2
+    assert np.abs(means - np.linspace(-1, 1, NUM_SAMPLES)).max() < 5 * 0.2 / 4
 
 
 def test_few_samples_on_many_devices(found):

@@ -166,6 +166,13 @@ def test_the_density_of_the_samplers_own_prior_is_taken():
     )
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_priors_deviation_is_that_of_its_draws(name):
+    """Of 4,096 numbers, known to a deviation of 1.1 %."""
+    draws = PROCESSES[name].prior(jax.random.key(0), (4096,))
+    np.testing.assert_allclose(np.std(draws), float(PROCESSES[name].prior_std), rtol=5 * 0.011)
+
+
 def test_bits_per_dim_count_grey_levels():
     """Data uniform over 256 levels, dequantized, have 8 bits a dimension in every range of x."""
     sde, dims = SDES["vp"], 4

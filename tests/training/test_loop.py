@@ -217,6 +217,10 @@ def test_files_of_somebody_else_are_not_written_over(name, tiny, tmp_path):
         ("gradient_clip", "1", "a number > 0"),
         ("ema_rate", None, r"a rate in \[0, 1\)"),
         ("ema_rate", np.float32(1), r"a rate in \[0, 1\)"),
+        ("ema_warmup", 1, "True or False"),
+        ("accumulate", 0, "a whole number >= 1"),
+        ("label_dropout", 1.5, r"a share in \[0, 1\]"),
+        ("label_dropout", None, r"a share in \[0, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_any_work(name, value, allowed, tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from flax import linen as nn
 
 import models
-from sde_lib import VESDE, VPSDE, SubVPSDE
-from training.losses import EPS_TRAIN, loss_at, score_matching_loss, weight_named
+from sde_lib import VESDE, VPSDE, CosineVP, DiscreteVP, EDMProcess, RectifiedFlow, SubVPSDE
+from sde_lib.predictions import Reading
+from training.losses import EPS_TRAIN, draw, loss_at, score_matching_loss, times, weight_named
 
 SDES = [VESDE(sigma_max=5.0), VPSDE(), SubVPSDE()]
 IDS = ["ve", "vp", "subvp"]
@@ -80,7 +81,8 @@ def test_weightings_change_the_weight_alone(sde, name):
 @pytest.mark.parametrize("sde", SDES, ids=IDS)
 def test_a_wrapped_silent_network_starts_with_loss_one_at_all_times(sde, t):
     """Centred data of deviation sigma_data: the wrap's own guess is right, and every time weighs the same."""
-    network = models.Network(Silent(), STD)  # pyright: ignore[reportArgumentType]
+    reading = Reading(prediction="edm", time="published", sigma_data=STD)
+    network = models.Network(Silent(), reading)  # pyright: ignore[reportArgumentType]
     data_key, noise_key = jax.random.split(jax.random.key(1))
     images = STD * jax.random.normal(data_key, (IMAGES, 2, 1, 1))
     noise = jax.random.normal(noise_key, images.shape)
@@ -129,6 +131,39 @@ def test_times_are_uniform_from_the_training_eps(sde):
     assert t.min() >= EPS_TRAIN
     assert t.max() <= 1
     np.testing.assert_allclose(np.histogram(t, 10, (0, 1))[0] / IMAGES, 0.1, atol=5 * 0.3 / np.sqrt(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("sde", "first"),
+    [
+        *[(sde, EPS_TRAIN) for sde in (*SDES, CosineVP(), RectifiedFlow())],
+        (DiscreteVP.from_schedule(), 1e-3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_times_are_uniform_between_the_ends_of_the_process(sde, first):
+    t = np.asarray(times(sde, jax.random.key(4), IMAGES), np.float64)
+    assert first <= t.min() < first + 20 / IMAGES  # beyond which all draws lie with a chance of e^-20
+    assert sde.T - 20 / IMAGES < t.max() <= sde.T
+    counts = np.histogram(t, 10, (first, sde.T))[0]
+    np.testing.assert_allclose(counts / IMAGES, 0.1, atol=5 * 0.3 / np.sqrt(IMAGES))
+
+
+def test_the_times_of_edm_are_log_normal_and_stay_within_the_process():
+    logs = np.log(times(EDMProcess(), jax.random.key(4), IMAGES), dtype=np.float64)
+    # The standard errors of a normal's mean and deviation are s/sqrt(n) and s/sqrt(2n).
+    assert abs(logs.mean() + 1.2) < 5 * 1.2 / np.sqrt(IMAGES)
+    assert abs(logs.std() - 1.2) < 5 * 1.2 / np.sqrt(2 * IMAGES)
+    short = times(EDMProcess(T=0.1), jax.random.key(4), IMAGES)
+    np.testing.assert_array_equal(short, np.minimum(np.exp(logs), 0.1).astype(np.float32))
+
+
+@pytest.mark.parametrize("sde", SDES, ids=IDS)
+def test_the_published_processes_draw_what_they_always_drew(sde):
+    time_key, noise_key = jax.random.split(jax.random.key(5))
+    t, noise = draw(sde, jax.random.key(5), jnp.zeros((4, 2)))
+    np.testing.assert_array_equal(t, jax.random.uniform(time_key, (4,), minval=EPS_TRAIN, maxval=sde.T))
+    np.testing.assert_array_equal(noise, jax.random.normal(noise_key, (4, 2)))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (3, 32, 32, 3)])

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import models
 from data import batches, datasets
 from sde_lib import VPSDE
 from tests.training.tiny import tiny_config, tiny_network
@@ -21,13 +23,16 @@ from training.step import initial_state, keys, make_step, optimizer
 
 def _run(config, steps, state=None):
     """The states after each step, on the host; and the losses."""
-    images = datasets.load(config.data)
+    images = datasets.held(datasets.open_images(config.data, config.model.num_classes))
     network = tiny_network(config)
     state = state or initial_state(config.training, network.init(keys(config.seed)[0]))
     step_fn, states, losses = make_step(config, network, VPSDE()), [jax.device_get(state)], []
     for _ in range(steps):
-        rows = batches.batch_rows(config.seed, int(state.step), config.training.batch_size, len(images))
-        state, loss = step_fn(state, jnp.asarray(images[rows]))
+        here: Any = {"seed": config.seed, "batch_size": config.training.batch_size}
+        step = int(state.step) + 1
+        (batch,) = batches.batches(images, first_step=step, last_step=step, **here)
+        classes = batches.batch_labels(images, step=step, **here)
+        state, loss = step_fn(state, batch, *([] if classes is None else [classes]))
         states.append(jax.device_get(state))
         losses.append(float(loss))
     return states, losses
@@ -84,15 +89,72 @@ def test_going_on_from_a_state_is_the_uninterrupted_run():
     _assert_equal(resumed[-1], whole[-1])
 
 
+def _conditional(**changes):
+    config = tiny_config(**changes)
+    config.model.num_classes = 10
+    return config
+
+
+def test_a_step_of_parts_is_that_of_the_whole_batch():
+    config = _conditional()
+    config.model.dropout = 0.0  # the parts draw their own
+    whole, losses = _run(config, 3)
+    config.training.accumulate = 4
+    states, parts = _run(config, 3)
+    np.testing.assert_allclose(parts, losses, rtol=1e-5)  # float32 sums in another order
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[-1].params, whole[-1].params
+    )
+
+
+class Spy(nn.Module):
+    """Shows the classes that a network gets."""
+
+    see: Any
+    num_classes: int = 10
+
+    def __call__(self, x, label, classes, train):
+        jax.debug.callback(lambda classes: self.see(np.asarray(classes)), classes)
+        return x
+
+
+def test_the_share_of_classes_that_is_dropped():
+    config, seen = _conditional(label_dropout=0.25, batch_size=1600), []
+    network = models.Network(Spy(seen.append), tiny_network(config).reading)  # pyright: ignore[reportArgumentType]
+    step_fn = make_step(config, network, VPSDE())
+    state = initial_state(config.training, {})
+    classes = np.arange(1600, dtype=np.int32) % 10
+    for _ in range(2):
+        state, _ = step_fn(state, np.zeros((1600, 8, 8, 1), np.uint8), classes)
+    jax.effects_barrier()
+    dropped = [batch == -1 for batch in seen]
+    assert (dropped[0] != dropped[1]).any()
+    for batch, gone in zip(seen, dropped, strict=True):
+        np.testing.assert_array_equal(batch[~gone], classes[~gone])
+        # five standard errors of a share of 1,600
+        assert abs(gone.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1600)
+
+
+def test_the_average_warms_up():
+    states, _ = _run(tiny_config(ema_rate=0.3, ema_warmup=True), 6)
+    for n, (before, after) in enumerate(itertools.pairwise(states), start=1):
+        rate = min(0.3, (1 + n) / (10 + n))
+        expected = jax.tree.map(
+            lambda ema, new, rate=rate: rate * ema + (1 - rate) * new, before.params_ema, after.params
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params_ema, expected
+        )
+
+
 def test_devices_share_a_batch(tmp_path):
     # a process of its own, for there the number of devices can be chosen
     program = """
 import sys
 import jax, numpy as np
-from tests.training.test_step import _run
-from tests.training.tiny import tiny_config
+from tests.training.test_step import _conditional, _run
 assert jax.device_count() == 4
-states, losses = _run(tiny_config(), 6)
+states, losses = _run(_conditional(accumulate=2), 6)
 np.savez(sys.argv[1], *jax.tree.leaves(states[-1].params_ema), losses=losses)
 """
     environment = os.environ | {
@@ -101,7 +163,7 @@ np.savez(sys.argv[1], *jax.tree.leaves(states[-1].params_ema), losses=losses)
     }
     path, root = tmp_path / "state.npz", Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program, path], check=True, cwd=root, env=environment)
-    states, losses = _run(tiny_config(), 6)
+    states, losses = _run(_conditional(accumulate=2), 6)
     with np.load(path) as file:
         # float32 sums in another order, of 16 images and 64 pixels, over six steps
         np.testing.assert_allclose(file["losses"], losses, rtol=1e-5)
@@ -114,6 +176,10 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
         ValueError, match=r"config.training.batch_size must be .*the 4 devices \(got 18\): set it to 20"
     ):
         settings.check(tiny_config(batch_size=18), devices=4)
+    with pytest.raises(
+        ValueError, match=r"config.training.accumulate must be a divisor of 4, .* \(got 3\): choose"
+    ):
+        settings.check(tiny_config(accumulate=3), devices=4)
 
 
 def test_seed_and_weighting_reach_the_step():

@@ -15,28 +15,38 @@ from flax import linen as nn
 import models
 import training
 from configs.vp.digits_adaptive import get_config
+from sde_lib.predictions import Reading
 
 
 class TinyNet(nn.Module):
     image_size: int
     num_channels: int
+    num_classes: int
+    dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, label: jax.Array, classes: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
         pixels = x.reshape(len(x), -1)
         features = jnp.concatenate([pixels, label[:, None] / 999, jnp.sin(label[:, None])], axis=1)
-        features = nn.Dropout(0.1)(features, deterministic=not train)
+        if classes is not None:
+            features = jnp.concatenate([features, jax.nn.one_hot(classes, self.num_classes)], axis=1)
+        features = nn.Dropout(self.dropout)(features, deterministic=not train)
         return nn.Dense(pixels.shape[1])(features).reshape(x.shape)
 
 
 def tiny_network(config: Any) -> models.Network:
     """Takes the place of ``models.build``."""
-    module: Any = TinyNet(config.data.image_size, config.data.num_channels)
-    return models.Network(module, config.model.sigma_data)
+    data, model = config.data, config.model
+    module: Any = TinyNet(data.image_size, data.num_channels, model.num_classes, model.dropout)
+    reading = Reading(prediction="edm", time="published", sigma_data=model.sigma_data)
+    return models.Network(module, reading)
 
 
 def tiny_config(**settings: Any) -> Any:
     config: Any = get_config()
+    config.model.dropout = 0.1
     config.training.update(
         {"batch_size": 16, "warmup_steps": 4, "log_every": 3, "snapshot_every": 10} | settings
     )
