@@ -419,10 +419,11 @@ def _of_npz(path: epath.Path) -> Source:
             return _channels_last(np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False))
 
     def labels() -> Labels | None:
-        if "labels" not in members or names[0] == "labels":
+        member = next((members[name] for name in ("labels", "arr_1") if name in members), None)
+        if member is None or len(members) == 1:
             return None
-        _require_small(f"bytes of the labels in {title}", members["labels"].file_size)
-        with _readable(title), zipfile.ZipFile(path) as archive, archive.open(members["labels"]) as file:
+        _require_small(f"bytes of the labels in {title}", member.file_size)
+        with _readable(title), zipfile.ZipFile(path) as archive, archive.open(member) as file:
             found = np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False)
         return _checked(found, shape[0], title)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from models.torch_files import Foreign, Object, Read, Tensor, load_pickle, refuse_foreign
+from models.torch_files import Foreign, Object, Read, Tensor, load_pickle
 from models.weights import Weights, listed
 from sde_lib.checks import is_number, refusal, require
 
@@ -122,14 +122,11 @@ def open_weights(path: Path, expected: Mapping[str, Any], *, raw: bool = False) 
     allowed = "one with weights as trained for raw weights, but a snapshot of EDM holds only averaged ones"
     require(not raw, "checkpoint", str(path), allowed, "take these, with raw=False")
 
-    def tensors() -> tuple[dict[str, Any], Read]:
+    def load() -> tuple[dict[str, Tensor], Read]:
         snapshot = _load(path)
         return _parameters(snapshot.unet), snapshot.read
 
-    parameters, read_tensors = _explained(path, tensors)
-    for name, tensor in parameters.items():
-        if isinstance(tensor, Foreign):
-            refuse_foreign(path, name, tensor)
+    parameters, read_tensors = _explained(path, load)
 
     def read(names: Iterable[str]) -> dict[str, np.ndarray]:
         arrays = read_tensors({name: parameters[name] for name in names})
@@ -300,26 +297,30 @@ def _modules(parent: Object) -> dict[str, Object]:
     return {name: module for name, module in parent.attributes["_modules"].items() if module is not None}
 
 
-def _tensors(module: Object) -> dict[str, Any]:
-    parameters = module.attributes["_parameters"]
-    return {name: tensor for name, tensor in parameters.items() if tensor is not None}
+def _tensors(module: Object, kind: str = "_parameters") -> dict[str, Tensor]:
+    tensors = {name: tensor for name, tensor in module.attributes[kind].items() if tensor is not None}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} is {tensor.name if isinstance(tensor, Foreign) else type(tensor).__name__}"
+            )
+    return tensors
 
 
-def _parameters(unet: Object) -> dict[str, Any]:
+def _parameters(unet: Object) -> dict[str, Tensor]:
     """The tensors of a SongUNet as those of our parameters, in views that have our axes."""
-    found: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
     count = collections.Counter()
 
-    def add(kind: str, tensors: dict[str, Any]) -> None:
-        found.update({f"{kind}_{count[kind]}/{name}": tensor for name, tensor in tensors.items()})
+    def add(kind: str, tensors: dict[str, Tensor]) -> None:
+        found.update(_under(f"{kind}_{count[kind]}", tensors))
         count[kind] += 1
 
     modules = _modules(unet)
     if others := modules.keys() - set(_IN_UNET):
         raise KeyError(listed(sorted(others)))
-    frequencies = modules["map_noise"].attributes["_buffers"]
-    if "freqs" in frequencies:
-        add("GaussianFourierProjection", {"W": _our_axes(frequencies["freqs"])})
+    if frequencies := _tensors(modules["map_noise"], "_buffers"):
+        add("GaussianFourierProjection", {"W": frequencies["freqs"]})
     if "map_label" in modules:
         add("ClassEmbedding", _layer("Dense_0", modules["map_label"]))
     for name in ("map_layer0", "map_layer1"):
@@ -334,48 +335,40 @@ def _parameters(unet: Object) -> dict[str, Any]:
                 case "aux_norm":
                     add("GroupNorm", _weights(module, "scale"))
                 case _:
-                    block = _modules(module)
-                    attention = {key: block.pop(key) for key in _ATTENTION if key in block}
-                    layers = [_layer(_BLOCK[key], inner) for key, inner in block.items()]
-                    add(
-                        "ResnetBlockBigGANpp",
-                        {key: tensor for layer in layers for key, tensor in layer.items()},
-                    )
+                    layers = _modules(module)
+                    attention = {key: layers.pop(key) for key in _ATTENTION if key in layers}
+                    block: dict[str, Tensor] = {}
+                    for key, layer in layers.items():
+                        block |= _layer(_BLOCK[key], layer)
+                    add("ResnetBlockBigGANpp", block)
                     if attention:
                         add("AttnBlockpp", _attention(**attention))
     return found
 
 
-def _under(place: str, tensors: dict[str, Any]) -> dict[str, Any]:
+def _under(place: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{place}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def _layer(ours: str, module: Object) -> dict[str, Any]:
+def _layer(ours: str, module: Object) -> dict[str, Tensor]:
     return _under(ours, _weights(module, "scale" if ours.startswith("GroupNorm") else "kernel"))
 
 
-def _weights(module: Object, ours: str) -> dict[str, Any]:
-    """A layer's weight under our name and with our axes, and its bias."""
-    return {
-        ours if name == "weight" else name: _our_axes(tensor) for name, tensor in _tensors(module).items()
-    }
+def _weights(module: Object, ours: str) -> dict[str, Tensor]:
+    """A layer's weight under our name and with our axes, and its bias; theirs are (out, in, ...)."""
+    found = {}
+    for name, tensor in _tensors(module).items():
+        axes = (2, 3, 1, 0) if len(tensor.shape) == 4 else tuple(range(len(tensor.shape)))[::-1]
+        found[ours if name == "weight" else name] = _with_axes(tensor, axes)
+    return found
 
 
-def _our_axes(tensor: Any) -> Any:
-    """Theirs are (out, in, h, w) and (out, in)."""
-    if isinstance(tensor, Foreign):
-        return tensor
-    axes = (2, 3, 1, 0) if len(tensor.shape) == 4 else range(len(tensor.shape))[::-1]
-    return _with_axes(tensor, axes)
-
-
-def _with_axes(tensor: Tensor, axes: Iterable[int]) -> Tensor:
-    axes = tuple(axes)
+def _with_axes(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     shape, strides = (tuple(numbers[axis] for axis in axes) for numbers in (tensor.shape, tensor.strides))
     return tensor._replace(shape=shape, strides=strides)
 
 
-def _attention(norm2: Object, qkv: Object, proj: Object) -> dict[str, Any]:
+def _attention(norm2: Object, qkv: Object, proj: Object) -> dict[str, Tensor]:
     """Their 1x1 convolution makes the query, key and value of a channel in channels next to each other."""
     found = _layer("GroupNorm_0", norm2)
     for theirs, ours in (("weight", "W"), ("bias", "b")):
@@ -386,19 +379,17 @@ def _attention(norm2: Object, qkv: Object, proj: Object) -> dict[str, Any]:
     return found
 
 
-def _every_third(tensor: Any, first: int) -> Any:
-    if isinstance(tensor, Foreign) or tensor.shape[0] % 3:
-        return tensor  # refused for what it is, or for its shape
-    length, stride = tensor.shape[0] // 3, tensor.strides[0]
+def _every_third(tensor: Tensor, first: int) -> Tensor:
+    length, stride = tensor.shape[0], tensor.strides[0]
+    if length % 3:
+        return tensor  # which is refused for its shape
     return tensor._replace(
         offset=tensor.offset + first * stride,
-        shape=(length, *tensor.shape[1:]),
+        shape=(length // 3, *tensor.shape[1:]),
         strides=(3 * stride, *tensor.strides[1:]),
     )
 
 
-def _matrix(tensor: Any) -> Any:
+def _matrix(tensor: Tensor) -> Tensor:
     """The (out, in, 1, 1) of a 1x1 convolution as (in, out); a bias as it is."""
-    if isinstance(tensor, Foreign) or tensor.shape[2:] != (1, 1):
-        return tensor
-    return _with_axes(tensor, (1, 0))
+    return _with_axes(tensor, (1, 0)) if tensor.shape[2:] == (1, 1) else tensor

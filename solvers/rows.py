@@ -195,8 +195,8 @@ class RowSource:
         start = None
         if self._start is not None:
             start = self._start(ids)
-            allowed, fix = "a Start for each call", "return solvers.Start(x, t)"
-            require(isinstance(start, Start), "start(ids)", type(start).__name__, allowed, fix)
+            allowed, fix = "a Start, or a function that returns one", "give solvers.Start(x, t)"
+            require(isinstance(start, Start), "start", type(start).__name__, allowed, fix)
             start = self._alike("start", self._checked(start, ids), ids)
         return Rows(condition=condition, start=start)
 

@@ -341,7 +341,7 @@ LIKELIHOODS = [
     ([*LIKELIHOOD, "--config.likelihood.rtol=tight"], "--config.likelihood.rtol=tight: could not convert"),
     (
         [*LIKELIHOOD, "--config.likelihood.divergence=exakt"],
-        "config.likelihood.divergence must be one of 'exact', 'hutchinson' (got 'exakt'): did you mean 'exact'",
+        "config.likelihood.divergence must be one of 'exact', 'hutchinson' (got 'exakt')",
     ),
     (
         [*LIKELIHOOD, "--config.likelihood.num_probes=1"],

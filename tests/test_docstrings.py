@@ -22,9 +22,9 @@ def test_the_examples_run(name):
 
 @pytest.mark.parametrize("package", ["sde_lib", "solvers"])
 def test_every_public_class_has_an_example(package):
-    """Except protocols and ``Solution``, of which users make no instances."""
+    """Except protocols and results, of which users make no instances."""
     module = importlib.import_module(package)
     public = {name: getattr(module, name) for name in module.__all__}
     classes = {name for name, thing in public.items() if isinstance(thing, type)}
     without = {name for name in classes if ">>>" not in (public[name].__doc__ or "")}
-    assert without <= {"SDE", "Grid", "Solver", "Solution"}
+    assert without <= {"SDE", "Grid", "Solver", "Solution", "Likelihood", "Trace"}

@@ -32,7 +32,7 @@ def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowher
     assert result["reference"].startswith(config.data.name)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "vp/digits_classes"])
 def test_a_shipped_network_says_how_it_was_made(name):
     config = configs.load(name)
     path = checkpoints.find(config.model.checkpoint)

@@ -100,7 +100,9 @@ def save_picture(
     _draw_images(of_images, traced, shown, log_snrs, centered)
     for draw, axes in zip(panels, others, strict=True):
         draw(axes, traced)
-        axes.set(yscale="log", xlim=(np.nanmin(traced.t), np.nanmax(traced.t)))
+        first, last = np.nanmin(traced.t), np.nanmax(traced.t)
+        # EDM's time is the noise level
+        axes.set(yscale="log", xscale="log" if last > 2 else "linear", xlim=(first, last))
         axes.grid(color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
     others[-1].set_xlabel("time t: sampling goes from the right, noise, to the left, data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import configs
 import models
 import sde_lib
 from configs.base import get_config
@@ -168,6 +170,19 @@ def test_a_file_gives_its_weights_and_says_what_they_are(kind, protocol, tmp_pat
         assert described[group] == {name: config[group][name] for name in described[group]}
     assert {"prediction", "num_classes", "embedding_type"} < described["model"].keys()
     assert sde_lib.from_config(config_of(path).sde) == PROCESSES[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vp/cifar10_edm", 55_732_739), ("ve/cifar10_edm_cond", 56_398_467)]
+)
+def test_a_config_is_that_of_its_file(name, parameters, tmp_path):
+    config = configs.load(name)
+    shapes = jax.tree.leaves(models.build(config).abstract_params())
+    assert sum(math.prod(leaf.shape) for leaf in shapes) == parameters
+    config.model.nf = 4  # a file of its layers that is soon written
+    params = tiny.params(config)
+    path = edm_files.write(tmp_path / "x", {"ema": edm_files.network(config, params)})
+    assert_same(restore(path, config), params)  # refused for another config
 
 
 def test_the_score_of_a_ve_network_is_that_of_its_preconditioning_in_units_of_images(tmp_path):
@@ -351,7 +366,7 @@ def test_layers_that_are_something_else(made, tmp_path):
         )
 
     for change, message in (
-        (own_strides, r"Dense_0/kernel needs a shape, strides or an offset that PyTorch does not write"),
+        (own_strides, r"weight is a shape, strides or an offset that PyTorch does not write"),
         (other_bias, r"with a network under 'ema', but in this one that is not so"),
         (more, r"with a network under 'ema', but .*map_more"),
         (fewer_classes, r"(?s)misshapen \(1\): ClassEmbedding_0/Dense_0/kernel \(3, 8\) instead of \(5, 8\)"),

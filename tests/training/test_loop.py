@@ -292,6 +292,29 @@ def test_fine_tuning_resumes_with_the_same_checkpoint_alone(tiny, tmp_path):
         _train(tmp_path / "first", tiny_config(num_steps=2), checkpoint=first)
 
 
+def test_a_training_on_classes(tiny, tmp_path):
+    def conditional(num_classes):
+        config = tiny_config(num_steps=2)
+        config.model.num_classes = num_classes
+        return config
+
+    scores = []
+
+    def on_snapshot(step, score_fn):
+        scores.append(score_fn(jnp.zeros((2, 8, 8, 1)), jnp.full(2, 0.5), jnp.array([0, -1])))
+
+    path = _train(tmp_path / "first", conditional(10), on_snapshot=on_snapshot)
+    assert scores[0].shape == (2, 8, 8, 1)
+    assert (scores[0][0] != scores[0][1]).any()
+    assert json.loads((path / "metadata" / "metadata").read_text())["model"]["num_classes"] == 10
+    _train(tmp_path / "second", conditional(10), checkpoint=path)
+    with pytest.raises(ValueError, match=r"num_classes"):
+        _train(tmp_path / "new", conditional(0), checkpoint=path)
+    with pytest.raises(ValueError, match=r"^label of image 9 of digits must be a class from 0 to 8"):
+        _train(tmp_path / "new", conditional(9))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_no_workdir(tiny, tmp_path):
     first = _train(tmp_path / "first", tiny_config(num_steps=1))
     other = tiny_config()
