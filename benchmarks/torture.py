@@ -1,0 +1,338 @@
+"""Draw hard data with exact scores: do a solver's completed samples follow the law that they should?
+
+python -m benchmarks.torture [--quick] [--json FILE] [--solvers NAME,NAME] [--problems NAME,NAME] [--workdir DIR]
+
+The data are mixtures of Gaussians with a width for each mode and direction, in 1 to 1,024 dimensions: two to
+sixteen modes, at distances from one width to a hundred; widths over three decades; points; heavy tails;
+deviations from 0.01 to 50. They are drawn by all processes, in float32 and bfloat16. Solvers stop at eps and
+do not denoise, where the law is a mixture with known density.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+from scipy import stats
+from tqdm import tqdm
+
+from benchmarks.report import machine, names_in, write_json
+from evaluation.runs.tables import markdown
+from sde_lib import SDE, VESDE, VPSDE, CosineVP, DiscreteVP, EDMProcess, RectifiedFlow, SubVPSDE
+from sde_lib.pytrees import register_dataclass
+from solvers import (
+    DDIM,
+    DEIS,
+    RK45,
+    Adaptive,
+    AdaptiveExponential,
+    SDEDPMSolverPP,
+    Solver,
+    Status,
+    UniformLogSNR,
+    UniPC,
+    sample,
+)
+
+PROCESSES: dict[str, SDE] = {
+    "ve": VESDE(),
+    "ve_5": VESDE(sigma_max=5.0),
+    "ve_1348": VESDE(sigma_max=1348.0),
+    "vp": VPSDE(),
+    "vp_10": VPSDE(beta_max=10.0, T=1.5),  # at T = 1 it is not yet noise
+    "vp_40": VPSDE(beta_max=40.0),
+    "subvp": SubVPSDE(),
+    "edm": EDMProcess(),
+    "flow": RectifiedFlow(),
+    "cosine": CosineVP(),
+    "table": DiscreteVP.from_betas(np.linspace(1e-4, 0.02, 1000)),
+}
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modes:
+    """A mixture of Gaussians with diagonal covariances, which stays one under noise."""
+
+    weights: Float[Array | np.ndarray, " K"]
+    centres: Float[Array | np.ndarray, "K d"]
+    widths: Float[Array | np.ndarray, "K d"]
+
+    @classmethod
+    def of(cls, weights: Any, centres: Any, widths: Any, *, scale: float = 1.0) -> Modes:
+        """Centred: the priors leave out the mean of the data."""
+        weights = np.asarray(weights, np.float64)
+        weights = weights / weights.sum()
+        centres = np.asarray(centres, np.float64)
+        centres = centres - weights @ centres
+        widths = np.broadcast_to(np.asarray(widths, np.float64), centres.shape)
+        return cls(weights=weights, centres=centres * scale, widths=widths * scale)
+
+    def at(self, sde: SDE, t: Any) -> Modes:
+        """The mixture of x(t), in float64."""
+        alpha, sigma = (float(value) for value in sde.marginal(np.float32(t)))
+        widths = np.sqrt((alpha * self.widths) ** 2 + sigma**2)
+        return dataclasses.replace(self, centres=alpha * self.centres, widths=widths)
+
+    def score_fn(self, sde: SDE) -> Partial:
+        return Partial(_score, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), self), sde)
+
+    def samples(self, n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        k = rng.choice(len(self.weights), n, p=self.weights)
+        return self.centres[k] + self.widths[k] * rng.standard_normal((n, self.centres.shape[1]))
+
+    @property
+    def deviation(self) -> float:
+        """Root mean square of the data, which have mean 0."""
+        return float(np.sqrt(np.mean(self.weights @ (self.centres**2 + self.widths**2))))
+
+
+def _score(modes: Modes, sde: SDE, x: Array, t: Array) -> Array:
+    alpha, sigma = (value[:, None, None] for value in jax.vmap(sde.marginal)(t.astype(jnp.float32)))
+    x32 = x.astype(jnp.float32)
+    difference = alpha * modes.centres - x32[:, None]
+    variance = (alpha * modes.widths) ** 2 + sigma**2
+    logits = jnp.log(modes.weights) - 0.5 * jnp.sum(difference**2 / variance + jnp.log(variance), axis=2)
+    share = jax.nn.softmax(logits, axis=1)[..., None]
+    return jnp.sum(share * difference / variance, axis=1).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    name: str
+    process: str
+    modes: Modes
+    dtype: str = "float32"
+    noise: float = 0.0
+
+    @property
+    def dimensions(self) -> int:
+        return self.modes.centres.shape[1]
+
+
+def pair(d: int, distance: float, width: float, minority: float, **settings: Any) -> Modes:
+    """Two modes at a distance in every coordinate."""
+    return Modes.of([1 - minority, minority], [[0.0] * d, [distance] * d], width, **settings)
+
+
+def several(d: int, count: int, width: float, ratio: float, seed: int = 0, **settings: Any) -> Modes:
+    """Modes at random places in [−1, 1]^d, each ``ratio`` times as frequent as the one before."""
+    centres = np.random.default_rng(seed).uniform(-1, 1, (count, d))
+    return Modes.of(ratio ** np.arange(count), centres, width, **settings)
+
+
+def decades(d: int, minority: float = 0.0, **settings: Any) -> Modes:
+    """Widths from 1 to 0.001 by direction; with a minority mode at 4 widths in every direction."""
+    widths = np.logspace(0, -3, d)
+    if not minority:
+        return Modes.of([1.0], [np.zeros(d)], widths, **settings)
+    return Modes.of([1 - minority, minority], [np.zeros(d), 4 * widths], widths, **settings)
+
+
+def heavy(d: int, **settings: Any) -> Modes:
+    """One centre, widths 1, 2, 4 … 32, each a third as frequent: a tail like that of Student's t."""
+    widths = np.repeat(2.0 ** np.arange(6)[:, None], d, axis=1) / 8
+    return Modes.of(3.0 ** -np.arange(6), np.zeros((6, d)), widths, **settings)
+
+
+def problems() -> Iterator[Problem]:
+    three = ("ve", "vp", "subvp")
+    for process in PROCESSES:
+        yield Problem(name="pair_1", process=process, modes=pair(1, 1.0, 0.05, 0.1))
+        yield Problem(name="four_8", process=process, modes=several(8, 4, 0.1, 0.6))
+    for process in three:
+        for d in (2, 8, 64):
+            yield Problem(name=f"pair_{d}", process=process, modes=pair(d, 1.0, 0.05, 0.1))
+        for d in (1, 8):
+            yield Problem(name=f"rare_{d}", process=process, modes=pair(d, 1.0, 0.05, 0.01))
+            yield Problem(name=f"far_{d}", process=process, modes=pair(d, 1.0, 0.01, 0.3))
+            yield Problem(name=f"heavy_{d}", process=process, modes=heavy(d))
+        yield Problem(name="near_1", process=process, modes=pair(1, 0.6, 0.3, 0.1))
+        yield Problem(name="near_2", process=process, modes=pair(2, 0.6, 0.2, 0.2))
+        for d in (2, 64):
+            yield Problem(name=f"sixteen_{d}", process=process, modes=several(d, 16, 0.02, 0.8))
+        yield Problem(name="decades_8", process=process, modes=decades(8))
+        yield Problem(name="decades_pair_8", process=process, modes=decades(8, 0.2))
+        yield Problem(name="decades_64", process=process, modes=decades(64))
+        yield Problem(name="points_1", process=process, modes=pair(1, 1.0, 0.0, 0.2))
+        yield Problem(name="points_8", process=process, modes=several(8, 3, 0.0, 0.5))
+        yield Problem(name="constant_8", process=process, modes=Modes.of([1.0], np.zeros((1, 8)), 0.0))
+        for scale in (0.02, 0.1):
+            yield Problem(
+                name=f"pair_1_x{scale:g}", process=process, modes=pair(1, 2.0, 0.2, 0.1, scale=scale)
+            )
+            yield Problem(
+                name=f"four_8_x{scale:g}", process=process, modes=several(8, 4, 0.1, 0.6, scale=scale)
+            )
+    for process in ("ve_1348", "vp_40", "flow"):
+        yield Problem(name="pair_1_x50", process=process, modes=pair(1, 2.0, 0.1, 0.1, scale=50))
+        yield Problem(name="four_8_x50", process=process, modes=several(8, 4, 0.1, 0.6, scale=50))
+    for process in ("ve", "vp"):
+        yield Problem(name="pair_1024", process=process, modes=pair(1024, 1.0, 0.05, 0.1))
+        yield Problem(name="sixteen_1024", process=process, modes=several(1024, 16, 0.1, 0.8))
+        for name, modes in (("pair_1", pair(1, 1.0, 0.05, 0.1)), ("four_8", several(8, 4, 0.1, 0.6))):
+            yield Problem(name=f"{name}_bf16", process=process, modes=modes, dtype="bfloat16")
+            yield Problem(name=f"{name}_noisy", process=process, modes=modes, noise=0.05)
+
+
+SAMPLES = 20_000
+ELEMENTS = 4_000_000  # fewer samples of many dimensions
+
+
+def number_of_samples(problem: Problem, most: int) -> int:
+    return min(most, ELEMENTS // problem.dimensions)
+
+
+GROSS_WIDTHS, GROSS_DEVIATIONS = 10.0, 0.1
+TAIL = 1e-3
+EXACT_SAMPLES = 100_000
+
+
+def shares(modes: Modes, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each sample and mode: the probability of the mode, Mahalanobis distance squared, largest |z|."""
+    squares, largest, logits = [], [], []
+    for weight, centre, width in zip(modes.weights, modes.centres, modes.widths, strict=True):
+        z = (x - centre) / width
+        squares.append(np.sum(z**2, axis=1))
+        largest.append(
+            np.max(np.abs(x - centre) / (GROSS_WIDTHS * width + GROSS_DEVIATIONS * modes.deviation), axis=1)
+        )
+        logits.append(np.log(weight) - 0.5 * squares[-1] - np.sum(np.log(width)))
+    logits = np.stack(logits, axis=1)
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    return share, np.stack(squares, axis=1), np.stack(largest, axis=1)
+
+
+@functools.cache
+def directions(d: int) -> np.ndarray:
+    """Of the projections: up to three axes, the diagonal, and random ones."""
+    rng = np.random.default_rng(d)
+    axes = np.eye(d)[sorted({0, d // 2, d - 1})]
+    if d == 1:
+        return axes
+    return np.concatenate([axes, np.ones((1, d)) / np.sqrt(d), rng.standard_normal((2, d)) / np.sqrt(d)])
+
+
+def statistics(modes: Modes, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures of each sample, whose means over exact samples are known or can be drawn, and ``off``."""
+    share, squares, off = shares(modes, x)
+    return {
+        "weights": share,
+        "residual": np.sum(share * squares, axis=1) / x.shape[1],
+        "tail": np.min(squares, axis=1) > stats.chi2.isf(TAIL, x.shape[1]),
+        "off": off.min(axis=1),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def exact_statistics(number: int, process: str) -> dict[str, np.ndarray]:
+    """Of many exact samples of a problem at eps."""
+    problem = PROBLEMS[number]
+    modes = law(problem)
+    count = max(4000, ELEMENTS // problem.dimensions // 4)
+    return statistics(modes, modes.samples(min(count, EXACT_SAMPLES), seed=1000 + number))
+
+
+def law(problem: Problem) -> Modes:
+    """The law of x(eps)."""
+    sde = PROCESSES[problem.process]
+    return problem.modes.at(sde, sde.eps)
+
+
+def quality(number: int, x: np.ndarray) -> dict[str, Any]:
+    """The comparison of samples of a problem with their law."""
+    problem = PROBLEMS[number]
+    modes, x = law(problem), np.asarray(x, np.float64)
+    n, root = len(x), np.sqrt(len(x))
+    exact, found = exact_statistics(number, problem.process), statistics(modes, x)
+    ours, spread = found["weights"].mean(axis=0), exact["weights"].std(axis=0)
+    z = (ours - modes.weights) / np.maximum(spread, 1e-9) * root if len(ours) > 1 else np.zeros(1)
+    worst = int(np.argmax(np.abs(z)))
+    expected = {name: float(exact[name].mean()) for name in ("residual", "tail")}
+    expected["residual"] = 1.0  # to the bit
+    return {
+        "samples": n,
+        "weights_z": float(z[worst]),
+        "weight": [float(modes.weights[worst]), float(ours[worst])],
+        "residual": float(found["residual"].mean()),
+        "residual_error": float(exact["residual"].std() / root),
+        "tail": float(found["tail"].mean() / max(expected["tail"], 1e-9)),
+        "tail_error": float(np.sqrt(max(expected["tail"], 1e-9) / n) / max(expected["tail"], 1e-9)),
+        "ks": kolmogorov(modes, x),
+        "gross": int(np.sum(~(found["off"] <= 1))),
+        "farthest": float(np.max(found["off"])),
+    }
+
+
+def kolmogorov(modes: Modes, x: np.ndarray) -> float:
+    """The largest distance to the distribution function over some projections."""
+    distances = []
+    for v in directions(x.shape[1]):
+        projected, n = np.sort(x @ v), len(x)
+        each = zip(modes.weights, modes.centres @ v, np.sqrt(modes.widths**2 @ v**2), strict=True)
+        cdf = np.sum([w * stats.norm.cdf(projected, c, s) for w, c, s in each], axis=0)
+        grid = np.arange(n + 1) / n
+        distances.append(max(np.max(grid[1:] - cdf), np.max(cdf - grid[:-1])))
+    return float(max(distances))
+
+
+def noisy_score(score_fn: Any, noise: Any, x: Array, t: Array) -> Array:
+    """The score times 1 + noise N(0, 1) in every element; like a network's error, a function of x."""
+
+    def factor(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(jnp.sum(x).astype(jnp.float32), jnp.uint32)
+        return 1 + noise * jax.random.normal(jax.random.key(bits), x.shape)
+
+    return (score_fn(x, t) * jax.vmap(factor)(x)).astype(x.dtype)
+
+
+def run(number: int, solver: Solver | None, most: int, max_evaluations: int = 6000) -> dict[str, Any]:
+    """The record of a solver on a problem; None stands for exact samples."""
+    problem = PROBLEMS[number]
+    sde, n = PROCESSES[problem.process], number_of_samples(problem, most)
+    start = time.perf_counter()
+    if solver is None:
+        x = law(problem).samples(n, seed=number)
+        record = {"nfe": 0.0, "nfe_max": 0.0, "failed": 0}
+    else:
+        score_fn = problem.modes.score_fn(sde)
+        if problem.noise:
+            score_fn = Partial(noisy_score, score_fn, jnp.float32(problem.noise))
+        solution = sample(
+            score_fn,
+            sde,
+            solver,
+            key=jax.random.key(number),
+            shape=(problem.dimensions,),
+            num_samples=n,
+            batch_size=min(n, 2**15 // problem.dimensions if problem.dimensions > 16 else 4096),
+            denoise=False,
+            max_evaluations=max_evaluations,
+            dtype=jnp.dtype(problem.dtype),
+        )
+        completed = solution.status == Status.COMPLETED
+        x = solution.x[completed]
+        record = {
+            "nfe": float(solution.nfe.mean()),
+            "nfe_max": float(solution.nfe.max()),
+            "failed": int(np.sum(~completed)),
+        }
+    record["seconds"] = time.perf_counter() - start
+    return record | (quality(number, x) if len(x) > 10 else {})
+
+
+PROBLEMS: list[Problem] = list(problems())
