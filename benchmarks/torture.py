@@ -105,7 +105,7 @@ class Modes:
 
     def at(self, sde: SDE, t: Any) -> Modes:
         """The mixture of x(t), in float64."""
-        alpha, sigma = (float(value) for value in sde.marginal(np.float32(t)))
+        alpha, sigma = (float(value) for value in sde.marginal(jnp.float32(t)))
         widths = np.sqrt((alpha * self.widths) ** 2 + sigma**2)
         return dataclasses.replace(self, centres=alpha * self.centres, widths=widths)
 

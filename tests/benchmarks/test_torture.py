@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,9 +62,9 @@ def test_the_score_is_that_of_double_precision():
     sde = torture.PROCESSES["vp"]
     for t in (sde.eps, 0.3, 1.0):
         modes = problem.modes.at(sde, t)
-        x = np.asarray(modes.samples(16, seed=1), np.float32)
-        score = problem.modes.score_fn(sde)(x, np.full(16, t, np.float32))
-        z = (x[:, None].astype(np.float64) - modes.centres) / modes.widths
+        x = jnp.asarray(modes.samples(16, seed=1), jnp.float32)
+        score = problem.modes.score_fn(sde)(x, jnp.full(16, t, jnp.float32))
+        z = (np.asarray(x, np.float64)[:, None] - modes.centres) / modes.widths
         logits = np.log(modes.weights) - 0.5 * np.sum(z**2, axis=2) - np.sum(np.log(modes.widths), axis=1)
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)
