@@ -115,7 +115,7 @@ class Modes:
     def samples(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         k = rng.choice(len(self.weights), n, p=self.weights)
-        return self.centres[k] + self.widths[k] * rng.standard_normal((n, self.centres.shape[1]))
+        return np.asarray(self.centres[k] + self.widths[k] * rng.standard_normal((n, self.centres.shape[1])))
 
     @property
     def deviation(self) -> float:
@@ -124,7 +124,8 @@ class Modes:
 
 
 def _score(modes: Modes, sde: SDE, x: Array, t: Array) -> Array:
-    alpha, sigma = (value[:, None, None] for value in jax.vmap(sde.marginal)(t.astype(jnp.float32)))
+    marginal: Any = jax.vmap(sde.marginal)(t.astype(jnp.float32))
+    alpha, sigma = (value[:, None, None] for value in marginal)
     x32 = x.astype(jnp.float32)
     difference = alpha * modes.centres - x32[:, None]
     variance = (alpha * modes.widths) ** 2 + sigma**2
