@@ -16,8 +16,8 @@ step is due to the noise. With less noise it drifts, at 1 − η² of its slope 
 
     1.  D_n at the predicted y                                               the step's one evaluation
     2.  y ← y + w (G_n − P)                                                  corrector
-    3.  e = v rms(G_n − P)/δ,   δ = max(ε_abs, ε_rel rms D)/2                error of the corrected value
-    4.  h ← h clip(0.9 e^(−(1+η²)/4), 0.3, 2), and to the end
+    3.  e = v rms(G_n − P)/δ,   δ = ½ ε_rel s (1 + ς²/(4 d s²))^((1+η²)/2)    error of the corrected value
+    4.  h ← min(h clip(0.9 e^(−(1+η²)/4), 0.3, 2), ½), and to the end
     5.  b² ← max(0, ⟨ΔD, ΔE⟩/⟨ΔE, ΔE⟩),  E = (y − D)/ς²,  Δ = since the last evaluation
     6.  y' = e^(−(1+η²) Δμ) y + ∫ P dμ + e^(−μ') √(1 − e^(−2 η² Δμ)) z       predictor
 
@@ -25,7 +25,8 @@ step is due to the noise. With less noise it drifts, at 1 − η² of its slope 
     w = (1 − η²) w_ODE + η² w_SDE
     v = 64^((1−η)²) ((1 − η²) v_ODE + η² w_SDE/√3)
 
-In 2 and 3, P is its value at λ_n. The weight w_ODE turns the integral of P into that of the polynomial that
+In 3, s = max(rms D, ε_abs/ε_rel), ς is that of the last evaluation, and d is the number of elements. In 2 and
+3, P is its value at λ_n. The weight w_ODE turns the integral of P into that of the polynomial that
 also passes through G_n; at b = 0 and η = 0, this predictor and corrector are those of UniPC (arXiv
 2302.04867). v_ODE is Milne's device: the fraction of predictor minus corrector that estimates the error of
 the corrector of the same order; the corrector that is kept has one order more. w_SDE is the regression of the
@@ -54,10 +55,15 @@ from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 from solvers.sums import inner_product, root_mean_square, sum_of_squares
 
-# The first step in log-SNR, for eps_rel of FIRST_AT and above. It has no error estimate. Half of this length
-# cost one evaluation more on the benchmark's mixtures, for samples of the same quality. For a smaller eps_rel
-# it shrinks as the square root: the error of this low-order step then falls faster than that of the others.
-FIRST_STEP, FIRST_AT = 1.0, 0.02
+# The longest step in log-SNR, and the first, which has no error estimate. While the noise is far above the
+# data, D stands still, which is no evidence about the step in which the modes part. The length also bounds
+# the damage of a wrong b², which has no bound of its own: at eta 1 the mean of a step does not depend on b²,
+# its noise is between those of b² = 0 and infinity, a factor e^h apart, and the largest correction turns
+# y − D into 1 − (e^(2h) − 1)/2 of itself, which grows from h = 0.8 on.
+LONGEST = 0.5
+# For an eps_rel below FIRST_AT, the first step shrinks as the square root: the error of this low-order step
+# then falls faster than that of the others.
+FIRST_AT = 0.02
 SAFETY, SHRINK, GROW = 0.9, 0.3, 2.0
 SHARE = 0.5  # of the tolerance, for the error of one step
 ORDER = 3  # of the polynomial
@@ -115,12 +121,12 @@ class Extrapolation:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveExponential:
-    """The solver of this module; one tolerance, with the same meaning for every process and data range.
+    """The solver of this module; one tolerance, relative to the data.
 
     Attributes:
         eps_rel: tolerance relative to the root mean square of the final image.
-        eps_abs: absolute tolerance in data units; one grey level of 8 bits: 1/256 for data in [0, 1],
-            2/256 for [−1, 1].
+        eps_abs: the least tolerance, in data units, for images that are nearly 0. It should be far below the
+            data's deviation; for 8 bits, one grey level is 1/256 for data in [0, 1], 2/256 for [−1, 1].
         eta: η in [0, 1], the share of the reverse SDE's noise: 0 for the probability flow, with the fewest
             evaluations; 1 for all of the noise, which compensates for errors of the network.
 
@@ -130,11 +136,11 @@ class AdaptiveExponential:
     Example:
         >>> from solvers import AdaptiveExponential
         >>> AdaptiveExponential(eta=0.0)
-        AdaptiveExponential(eps_rel=0.02, eps_abs=0.00390625, eta=0.0)
+        AdaptiveExponential(eps_rel=0.02, eps_abs=0.0001, eta=0.0)
     """
 
     eps_rel: Scalar = 0.02
-    eps_abs: Scalar = 1 / 256
+    eps_abs: Scalar = 1e-4
     eta: Scalar = 1.0
 
     evaluations_per_step: ClassVar[int] = 1
@@ -156,8 +162,12 @@ class AdaptiveExponential:
             x=x,
             t=jnp.asarray(sde.T, dtype),
             key=key,
+<<<<<<< HEAD
             h=jnp.asarray(FIRST_STEP * jnp.minimum(1, jnp.sqrt(self.eps_rel / FIRST_AT)), dtype),
             e=zero,
+=======
+            h=jnp.asarray(LONGEST * jnp.minimum(1, jnp.sqrt(self.eps_rel / FIRST_AT)), dtype),
+>>>>>>> robust
             history=(nothing,) * (ORDER - 1),
             variance=zero,
             expected=jnp.zeros_like(x),
@@ -217,8 +227,13 @@ class AdaptiveExponential:
 
     def _error(self, state: AdaptiveExponentialState, now: Evaluation, residual: Sample) -> Number:
         """Step 3. It may be 0, and NaN passes through to the status."""
-        magnitude = jnp.maximum(root_mean_square(now.denoised), root_mean_square(state.history[0].denoised))
-        delta = SHARE * jnp.maximum(self.eps_abs, self.eps_rel * magnitude)
+        before = state.history[0]
+        s = jnp.maximum(root_mean_square(now.denoised), root_mean_square(before.denoised))
+        s = jnp.maximum(s, self.eps_abs / self.eps_rel)
+        # Two images of norm |D| = √d s are at most 2 |D| apart. While the noise ς is wider than that, nothing
+        # is decided, and an error shrinks with it before anything is.
+        noise = jnp.exp(-before.log_snr) / (2 * s * math.sqrt(now.point.size))
+        delta = SHARE * self.eps_rel * s * (1 + noise**2) ** ((1 + self.eta**2) / 2)
         return state.error * root_mean_square(residual) / delta
 
     def _next_step(
@@ -230,7 +245,7 @@ class AdaptiveExponential:
         factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** (-(1 + self.eta**2) / 4), SHRINK, GROW)
         end = jnp.asarray(sde.log_snr(sde.eps), dtype)
         rest = end - now.log_snr
-        h = jnp.where(n == 0, state.h, state.h * factor)
+        h = jnp.where(n == 0, state.h, jnp.minimum(state.h * factor, LONGEST))
         # two steps of half the rest instead of a long one and a short one
         h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
         last = h >= rest

@@ -11,7 +11,7 @@ import configs
 import sde_lib
 import solvers
 from configs.base import get_config
-from configs.keys import ADDED, DECIDES, SAMPLES, TRAINING, WEIGHTS, deciding
+from configs.keys import ADDED, DECIDES, LIKELIHOODS, SAMPLES, TRAINING, WEIGHTS, deciding
 from evaluation.runs.results import config_identity
 from sde_lib.presets import PROCESSES
 from sde_lib.presets import settings_of as process_settings
@@ -50,7 +50,7 @@ VALUES = {
 
 def test_every_key_of_a_config_is_in_the_table_and_no_other():
     assert configs.flat(get_config()).keys() == DECIDES.keys()
-    assert set().union(*DECIDES.values()) == {SAMPLES, TRAINING, WEIGHTS}
+    assert set().union(*DECIDES.values()) == {SAMPLES, TRAINING, WEIGHTS, LIKELIHOODS}
     assert deciding(WEIGHTS)[0] == "sde.name"
 
 

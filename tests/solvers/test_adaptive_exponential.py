@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from sde_lib import VESDE
 from solvers import Status, sample
-from solvers.adaptive_exponential import AdaptiveExponential, regression_on_noise
+from solvers.adaptive_exponential import LONGEST, AdaptiveExponential, regression_on_noise
 from tests.problems import SDES, Gaussian
 
 STDS = np.array([0.05, 0.1, 0.3, 0.6])  # no single b is right for all of these
@@ -54,25 +55,30 @@ def from_scores(sde, z, stds):
     return points
 
 
+def fewest_steps(sde):
+    """As many as the longest step allows."""
+    return float(sde.log_snr(sde.eps) - sde.log_snr(sde.T)) / LONGEST
+
+
 @pytest.mark.parametrize("sde", SDES)
 def test_without_noise_the_error_falls_with_evaluations_to_the_fourth_power(sde):
     """The predictor has order 3, the corrected value one more.
 
-    From one tolerance to the next the slope varies by 0.5, since the number of steps is whole; over all
-    tolerances it was within 0.2 of the order.
+    At looser tolerances, the longest step limits many steps, and the error falls faster. From one tolerance
+    to the next the slope was 3.4 to 4.9 here; over all of these, 3.6 to 3.95.
     """
     sde = SDES[sde]
     with jax.enable_x64(True):
         begin, end = from_scores(sde, Z, STDS)
         found = []
-        for eps_rel in 10.0 ** np.arange(-3, -6, -0.5):
+        for eps_rel in 10.0 ** np.arange(-4, -7, -0.5):
             solver = AdaptiveExponential(eps_rel=eps_rel, eps_abs=1e-12, eta=0.0)
             state, calls = solve(solver, sde, begin, STDS)
             assert state.status == Status.COMPLETED
             found.append((int(calls), float(jnp.sqrt(jnp.mean(((state.x - end) / end) ** 2)))))
         calls, errors = np.array(found).T
         fitted = -np.polyfit(np.log(calls), np.log(errors), 1)[0]
-        assert abs(fitted - 4) < 0.3, found
+        assert abs(fitted - 4) < 0.5, found
 
 
 @pytest.mark.parametrize("std", [0.0, 0.2])
@@ -88,7 +94,7 @@ def test_gaussian_data_of_one_width_are_solved_exactly(sde, std):
         begin, end = from_scores(sde, Z, stds)
         state, calls = solve(AdaptiveExponential(eps_rel=0.05, eta=0.0), sde, begin, stds)
         assert state.t == sde.eps
-        assert calls < 12
+        assert calls <= fewest_steps(sde) + 2
         # sigma(eps) is as small as 1e-4 of the terms it is computed from, hence 1e-9 with float64's 1e-16.
         # Otherwise the first step's D is wrong by std²/ς² of its change: 2e-5 of it at ς = 50 of VE, less for
         # the others.
@@ -147,6 +153,35 @@ def test_a_tighter_tolerance_takes_more_evaluations_and_a_looser_one_fewer():
         solver = AdaptiveExponential(eps_rel=eps_rel, eps_abs=1e-6, eta=0.0)
         calls.append(int(solve(solver, sde, begin, STDS.astype(np.float32), mixed=True)[1]))
     assert calls[0] > calls[1] > calls[2]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_no_step_is_longer_than_half_in_log_snr(eta):
+    """For a single point D never moves, so that nothing else would bound the steps."""
+    for sde in SDES.values():
+        solver = AdaptiveExponential(eta=eta, eps_rel=10.0)
+        x = solver.init(sde, jax.random.key(1), (4,), jnp.float32).x
+        state, calls = solve(solver, sde, x, np.zeros(4, np.float32))
+        assert state.status == Status.COMPLETED
+        assert fewest_steps(sde) <= calls <= fewest_steps(sde) + 2
+
+
+def test_the_tolerance_is_relative_to_the_data():
+    """Data, process and floor scaled by a power of two: the same steps, and the same samples, scaled."""
+    for eta in (0.0, 1.0):
+        found = []
+        for scale in (1.0, 2.0**-6):
+            sde = VESDE(sigma_min=0.01 * scale, sigma_max=50.0 * scale)
+            solver = AdaptiveExponential(eta=eta, eps_abs=1e-4 * scale)
+            data = Gaussian(0.3 * scale, 0.2 * scale)
+            solution = sample(
+                data.score_fn(sde), sde, solver, key=jax.random.key(0), shape=(8,), num_samples=16
+            )
+            assert (solution.status == Status.COMPLETED).all()
+            found.append((solution.nfe, solution.x / scale))
+        np.testing.assert_array_equal(found[0][0], found[1][0])
+        # the process computes with logarithms of sigma, which rounds differently
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=2e-4)
 
 
 def test_it_ends_with_a_status_where_steps_no_longer_move_the_time():
