@@ -144,6 +144,8 @@ class AdaptiveExponential:
     eta: Scalar = 1.0
 
     evaluations_per_step: ClassVar[int] = 1
+    # of the method, part of what identifies samples: those of revision 1 had longer steps
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs)
@@ -162,12 +164,8 @@ class AdaptiveExponential:
             x=x,
             t=jnp.asarray(sde.T, dtype),
             key=key,
-<<<<<<< HEAD
-            h=jnp.asarray(FIRST_STEP * jnp.minimum(1, jnp.sqrt(self.eps_rel / FIRST_AT)), dtype),
-            e=zero,
-=======
             h=jnp.asarray(LONGEST * jnp.minimum(1, jnp.sqrt(self.eps_rel / FIRST_AT)), dtype),
->>>>>>> robust
+            e=zero,
             history=(nothing,) * (ORDER - 1),
             variance=zero,
             expected=jnp.zeros_like(x),

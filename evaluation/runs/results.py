@@ -175,6 +175,8 @@ def config_identity(
         hash: 16 hexadecimal digits.
     """
     settings = {f"solver.{name}": value for name, value in vars(solver).items()}
+    if (revision := getattr(solver, "revision", None)) is not None:  # a method that has changed since
+        settings["solver.revision"] = revision
     others = {
         key: value
         for key, value in keys.identity(config, keys.SAMPLES).items()
