@@ -58,7 +58,12 @@ def score_from_v(v: Sample, x: Sample, alpha: Coefficient, sigma: Coefficient) -
 
 
 def score_from_velocity(
-    velocity: Sample, x: Sample, alpha: Coefficient, sigma: Coefficient, alpha_rate: Coefficient, sigma_rate: Coefficient
+    velocity: Sample,
+    x: Sample,
+    alpha: Coefficient,
+    sigma: Coefficient,
+    alpha_rate: Coefficient,
+    sigma_rate: Coefficient,
 ) -> Sample:
     """−(alpha u − alpha' x)/(sigma (alpha sigma' − alpha' sigma)), with alpha' and sigma' by time.
 
@@ -68,7 +73,11 @@ def score_from_velocity(
 
 
 def score_from_edm(
-    raw: Callable[[Sample], Sample], x: Sample, alpha: Coefficient, sigma: Coefficient, sigma_data: Coefficient
+    raw: Callable[[Sample], Sample],
+    x: Sample,
+    alpha: Coefficient,
+    sigma: Coefficient,
+    sigma_data: Coefficient,
 ) -> Sample:
     """The score for EDM's raw network F, a function of c_in y.
 

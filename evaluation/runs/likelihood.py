@@ -19,6 +19,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from configs import keys
 from data import datasets, sources
@@ -288,7 +289,7 @@ def _save_histogram(path: epath.Path, bits: np.ndarray, *, title: str, caption: 
     if len(bits):
         axes.axvline(bits.mean(), color=INK, linewidth=1)
     axes.set(xlabel="bits per dimension", ylabel="images")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.suptitle(title, fontsize=11, color=INK)

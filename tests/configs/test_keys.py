@@ -102,7 +102,8 @@ def test_a_process_has_its_own_defaults_and_refuses_the_settings_of_others(name)
     for key in config.sde.keys() - own.keys() - {"name"}:
         other = config.copy_and_resolve_references()
         other.sde[key] = {"schedule": "linear", "num_levels": 10}.get(key, 0.5)
-        with pytest.raises(ValueError, match=rf"^config\.sde\.{key} must be None with .* a process that has it"):
+        message = rf"^config\.sde\.{key} must be None with .* a process that has it"
+        with pytest.raises(ValueError, match=message):
             sde_lib.from_config(other.sde)
 
 

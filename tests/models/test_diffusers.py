@@ -451,7 +451,7 @@ def test_the_time_embedding_of_diffusers_own_defaults(folder, flat):
     rewrite(folder / "config.json", freq_shift=0, flip_sin_to_cos=True)
     theirs = flat[1]["Dense_0"]["kernel"]  # as the file has it, transposed
     ours = restored(folder)["Dense_0"]["kernel"]
-    label, half = np.float32([0.0, 1.0, 321.5, 999.0]), len(theirs) // 2
+    label, half = np.array([0.0, 1.0, 321.5, 999.0], np.float32), len(theirs) // 2
     angles = label[:, None] * 1e-4 ** (np.arange(half) / half)
     expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ theirs
     embedding = layers.positional_embedding(jnp.asarray(label), 2 * half, freq_shift=0)

@@ -1,6 +1,7 @@
 """Conditions, starts and samples that are pytrees: each sample keeps its own rows, or they are refused."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from tests.problems import PATHS, SDES, Gaussian
 SDE = SDES["vp"]
 NUM_SAMPLES, LANES = 64, 16
 CLASSES = (np.arange(NUM_SAMPLES) * 7 % 10).astype(np.int32)
-SETTINGS: dict = {"key": jax.random.key(0), "shape": (4, 4), "batch_size": LANES}
+SETTINGS: dict[str, Any] = {"key": jax.random.key(0), "shape": (4, 4), "batch_size": LANES}
 
 
 def of_class(x, t, classes):
@@ -32,10 +33,11 @@ def of_class(x, t, classes):
     return jax.vmap(lambda x, t, c: Gaussian(mean=c, std=0.1).score(SDE, x, t))(x, t, classes)
 
 
-def drawn(score_fn=of_class, solver=AdaptiveExponential(), **settings):  # noqa: B008
+def drawn(score_fn: Any = of_class, solver: Any = AdaptiveExponential(), **settings: Any) -> Any:  # noqa: B008
     if "sample_ids" not in settings:
         settings = {"num_samples": NUM_SAMPLES} | settings
-    return sample(score_fn, SDE, solver, **SETTINGS | settings)
+    together: Any = SETTINGS | settings
+    return sample(score_fn, SDE, solver, **together)
 
 
 # --- conditions ---
@@ -74,9 +76,9 @@ def test_a_stream_asks_for_the_rows_when_the_devices_need_them():
         asked.append(int(some.max()))
         return CLASSES[some % NUM_SAMPLES]
 
-    setting = SETTINGS | {"shape": (2,)}
+    setting: Any = SETTINGS | {"shape": (2,)}
     del setting["batch_size"]
-    lanes = {"lanes": LANES, "conditions": rows_of}
+    lanes: Any = {"lanes": LANES, "conditions": rows_of}
     parts = stream(of_class, SDE, DDIM(num_steps=5), sample_ids=ids(), **lanes, **setting)
     first = next(part for part in parts if len(part.x))
     assert max(asked) < 500  # of 10,000: no more than the queues hold
@@ -154,11 +156,11 @@ def test_every_solver_starts_from_any_time(name):
     problem, count = Gaussian(), 256
     few = name in ("euler_maruyama", "reverse_diffusion", "ancestral", "annealed_langevin")
     steps = {"num_steps": 200} if few else {}
-    solver = SOLVERS[name](**steps)
-    t = np.repeat(np.float32([0.05, 0.3, 0.7, 1.0]), count // 4)
+    solver: Any = SOLVERS[name](**steps)
+    t = np.repeat(np.array([0.05, 0.3, 0.7, 1.0], np.float32), count // 4)
     data = 0.3 + 0.2 * np.random.default_rng(0).standard_normal((count, 8, 8)).astype(np.float32)
     start = Start.noised(SDE, data, t, key=jax.random.key(1))
-    settings = {"key": jax.random.key(0), "shape": (8, 8), "num_samples": count, "batch_size": 64}
+    settings: Any = {"key": jax.random.key(0), "shape": (8, 8), "num_samples": count, "batch_size": 64}
     solution = sample(problem.score_fn(SDE), SDE, solver, start=start, **settings)
     assert solution.failed == 0
     for rows in solution.x.reshape(4, -1):
@@ -177,7 +179,7 @@ def test_every_process_starts_from_any_time(name):
     t = np.asarray(jax.vmap(sde.inverse_log_snr)(jnp.linspace(-3, 2, 32)))
     data = np.full((32, 8, 8), 0.3, np.float32)
     start = Start.noised(sde, data, t, key=jax.random.key(1))
-    settings = {"key": jax.random.key(0), "shape": (8, 8), "num_samples": 32}
+    settings: Any = {"key": jax.random.key(0), "shape": (8, 8), "num_samples": 32}
     solution = sample(problem.score_fn(sde), sde, AdaptiveExponential(), start=start, **settings)
     assert solution.failed == 0
     assert abs(solution.x.mean() - 0.3) < 0.05
@@ -224,7 +226,7 @@ def test_samples_of_a_tree_are_those_of_the_flat_array():
     def flat(x, t):
         return jax.vmap(lambda x, t: Gaussian().score(SDE, x, t))(x, t)
 
-    settings = {"shape": shape, "batch_size": 8, "num_samples": 20}
+    settings: Any = {"shape": shape, "batch_size": 8, "num_samples": 20}
     tree = drawn(of_tree, **settings)
     plain = drawn(flat, **settings | {"shape": (7,)})
     assert tree.x["position"].shape == (20, 3, 2)

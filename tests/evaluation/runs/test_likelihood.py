@@ -127,6 +127,7 @@ def test_the_classes_of_the_images_are_the_conditions_and_failed_images_are_coun
     conditional = dataclasses.replace(prepared, config=config_of(**{"model.num_classes": 10}))
     images, content = open_held_out(conditional.config, None)
     result = measure(conditional, tmp_path, images=images, content=content)
+    assert images.labels is not None
     (threes,) = np.nonzero(images.labels[:40] == 3)
     assert result["failed"] == len(threes) > 0
     assert sorted(e["image"] for e in entries_of(tmp_path) if e["log_prob"] is None) == list(threes)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sde_lib
 import solvers
 from configs import base
 from configs.ve.digits_adaptive import get_config
