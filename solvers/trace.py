@@ -122,7 +122,7 @@ def trace(
     score_fn = checked_score_fn(score_fn, lanes, shape, dtype, condition=rows.condition)
     sde, solver = as_arrays((sde, solver), dtype)
     mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
-    cap = jnp.int32(-(-max_evaluations // per_call))  # calls
+    cap = jnp.int32(min(-(-max_evaluations // per_call), 2**31 - 1))  # calls
     problem = Problem(score_fn=score_fn, sde=sde, solver=solver, key=key, max_evaluations=cap)
     problem = jax.device_put(problem, NamedSharding(mesh, SHARED))
     evaluate = functools.partial(

@@ -69,7 +69,7 @@ def of_problem(weights: np.ndarray, number: int) -> np.ndarray:
     return np.repeat(weights[None].astype(np.float32), number, axis=0)
 
 
-QUICK = ("ve", "flow", "table")
+QUICK = ("ve", "flow")
 
 
 @pytest.mark.parametrize(

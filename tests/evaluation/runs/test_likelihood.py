@@ -13,6 +13,7 @@ from PIL import Image
 import configs
 from evaluation.runs import likelihood, results, run
 from evaluation.runs.likelihood import dequantized, measure, open_held_out
+from evaluation.store import workdir
 from solvers.likelihood import stream_log_likelihoods
 from tests.data.sources import random_images, write_folder, write_mnist
 
@@ -104,15 +105,14 @@ def test_nothing_is_measured_twice_and_an_interruption_keeps_what_is_finished(
 
 def test_a_workdir_with_other_likelihoods_is_refused(prepared, tmp_path):
     images, content = open_held_out(prepared.config, None)
-    prepared.config.eval.num_samples = 1
-    measure(prepared, tmp_path, images=images, content=content)
+    identity, _ = likelihood.identity_of(prepared, images, content)
+    workdir.claim(tmp_path, identity, file="likelihood.json", holds="likelihoods")
     other = dataclasses.replace(prepared, config=config_of(**{"likelihood.rtol": 0.1}))
     with pytest.raises(ValueError, match=r"holds likelihoods of this config .*likelihood.rtol = 0.1"):
         measure(other, tmp_path, images=images, content=content)
     with pytest.raises(ValueError, match=r"set back images_sha256 = 'else' \(there '[0-9a-f]{64}'\)"):
         measure(prepared, tmp_path, images=images, content="else")
     (tmp_path / likelihood.LIKELIHOODS).write_text("somebody's own\n")
-    prepared.config.eval.num_samples = 2
     with pytest.raises(ValueError, match=r"line 1 of .* must be the likelihood of an image \(got b\"someb"):
         measure(prepared, tmp_path, images=images, content=content)
 
