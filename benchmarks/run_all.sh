@@ -39,6 +39,7 @@ else
     echo "== gpu: left out, as JAX sees no accelerator"
 fi
 run paths "$python" -m benchmarks.paths --json "$folder/paths.json"
+run posterior "$python" -m benchmarks.posterior --json "$folder/posterior.json"
 run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"

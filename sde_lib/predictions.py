@@ -13,9 +13,10 @@ With x = alpha x0 + sigma e, of data x0 and noise e, networks predict E[· | x] 
 Each of the first five is linear in (x0, e), and so is x. Two equations give E[e | x], and the score is
 −E[e | x]/sigma.
 
-The functions below act on one sample, or on a batch with numbers that broadcast. They collect terms that would cancel at small sigma. A denoised image
-is the exception: its difference from x is the noise, and the digits that its rounding took are lost. In
-float32 at sigma = 1e-4 that is 1e-3 of the noise, for data of size 1.
+The functions below act on one sample, or on a batch with numbers that broadcast. They collect terms that
+would cancel at small sigma. A denoised image is the exception: its difference from x is the noise, and the
+digits that its rounding took are lost. In float32 at sigma = 1e-4 that is 1e-3 of the noise, for data of
+size 1.
 """
 
 from __future__ import annotations

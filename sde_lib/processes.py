@@ -47,11 +47,6 @@ class SDE(Protocol):
         """Time at which sampling begins."""
         ...
 
-    @property
-    def prior_std(self) -> Any:
-        """Standard deviation of the distribution that sampling starts from, N(0, prior_std^2 I)."""
-        ...
-
     def drift(self, x: Sample, t: Scalar) -> Sample:
         """f(x, t) of the forward SDE."""
         ...
@@ -73,7 +68,7 @@ class SDE(Protocol):
         ...
 
     def prior(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Sample:
-        """A draw from N(0, prior_std^2 I), about the marginal at t = T."""
+        """A draw from the distribution that sampling starts from, about the marginal at t = T."""
         ...
 
     def network_time(self, t: Scalar) -> Scalar:

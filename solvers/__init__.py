@@ -6,8 +6,8 @@ returns a ``Solution`` with the samples, the number of network evaluations of ea
 ``RK45`` choose their step sizes from a tolerance; the other solvers take a fixed number of steps on a time
 ``Grid``.
 
-``trace`` draws a few samples and records every evaluation of each. ``log_likelihood`` gives the model's density
-of samples, ``encode`` their latents, and ``decode`` leads back, all by the probability-flow ODE.
+``trace`` draws a few samples and records every evaluation of each. ``log_likelihood`` gives the density of
+samples, ``encode`` their latents, and ``decode`` leads back, all by the probability-flow ODE.
 
 Conventions:
 

@@ -178,6 +178,7 @@ def log_likelihood(
         [-1.838]
     """
     x = _checked_samples(x)
+    _prior_std(sde)  # refused before any work
     flow = _likelihood_flow(x.shape[1:], divergence, key, num_probes)
     path = Path(sde=sde, begin=sde.eps, end=sde.T)
     ids = _ids_of(x, sample_ids)
@@ -222,6 +223,7 @@ def stream_log_likelihoods(
     Raises:
         ValueError: as ``log_likelihood``; for settings, at the call and not only when the first is taken.
     """
+    _prior_std(sde)  # refused before any work
     flow = _likelihood_flow(shape, divergence, key, num_probes)
     path = Path(sde=sde, begin=sde.eps, end=sde.T)
     end = as_arrays(path, dtype).T
@@ -317,10 +319,6 @@ class Path:
     @property
     def T(self) -> Scalar:
         return jnp.abs(self._to_go())
-
-    @property
-    def prior_std(self) -> float:
-        return 0.0
 
     def at(self, s: Scalar) -> tuple[Scalar, Scalar]:
         """The time t of ``sde`` at s, and dt/ds."""
@@ -456,9 +454,18 @@ def _given(ids: np.ndarray, condition: Any) -> dict[str, Any]:
     return {"id": ids} if condition is None else {"id": ids, "condition": condition}
 
 
+def _prior_std(sde: SDE) -> float:
+    """The deviation of the normal prior that samples start from."""
+    std = getattr(sde, "prior_std", None)
+    allowed = "a process with prior_std, the standard deviation of its normal prior"
+    fix = "add the property; only likelihoods need it"
+    require(std is not None, "sde", type(sde).__name__, allowed, fix)
+    return float(std)  # pyright: ignore[reportArgumentType]
+
+
 def _likelihood(solution: Solution, sde: SDE, flow: _Flow) -> Likelihood:
     latent = solution.x["x"]
-    std, dims = float(sde.prior_std), flow.dims
+    std, dims = _prior_std(sde), flow.dims
     scaled = latent.reshape(len(latent), dims).astype(np.float64) / std
     log_prior = -0.5 * np.sum(scaled**2, axis=1) - dims * math.log(std * math.sqrt(2 * math.pi))
     divergences = dims * solution.x["integrals"].astype(np.float64)

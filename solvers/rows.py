@@ -111,10 +111,6 @@ class StartedAt:
     def eps(self) -> Any:
         return self.sde.eps
 
-    @property
-    def prior_std(self) -> Any:
-        return self.sde.prior_std
-
     def drift(self, x: Sample, t: Scalar) -> Sample:
         return self.sde.drift(x, t)
 

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sde_lib import VPSDE
 from sde_lib.guidance import classifier, classifier_free, evaluations_of
-from solvers import AdaptiveExponential, sample
+from solvers import AdaptiveExponential, EulerMaruyama, UniformLogSNR, sample
 from tests.problems import PATHS, SDES
 
 VP = VPSDE()
@@ -207,7 +207,7 @@ def test_samples_of_a_class_by_a_classifier_have_its_moments():
     solution = sample(
         by_classifier(scale=1.0),
         VP,
-        AdaptiveExponential(),
+        EulerMaruyama(num_steps=300, grid=UniformLogSNR()),
         key=jax.random.key(0),
         shape=(3,),
         conditions=labels,
