@@ -41,8 +41,8 @@ class Network:
     """A score network without its weights; equal networks share compiled programs.
 
     Attributes:
-        module: the flax module. Its output is ``module.apply({"params": params}, x [b, h, w, c], label [b])``,
-            with the classes [b] as a third argument if it is class-conditional.
+        module: the flax module. Its output is ``module.apply({"params": params}, x [b, h, w, c], label [b])``;
+            a class-conditional one gets the classes [b], too.
         reading: what the label is, and how the output stands for the score.
 
     Example:
