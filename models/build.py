@@ -41,8 +41,8 @@ class Network:
     """A score network without its weights; equal networks share compiled programs.
 
     Attributes:
-        module: the flax module: ``module.apply({"params": params}, x [b, h, w, c], label [b])`` is the output.
-            A class-conditional one gets the classes [b], too.
+        module: the flax module, whose output is ``apply({"params": params}, x [b, h, w, c], label [b])``. A
+            class-conditional one gets the classes [b], too.
         reading: what the label is, and how the output stands for the score.
 
     Example:

@@ -1,5 +1,6 @@
 """The measures of benchmarks/posterior.py on exact samples and on wrong ones."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def marked(posterior, x):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_exact_samples_are_not_marked_and_those_of_the_prior_are(operator, noise):
     posterior, observation = observed(operator, noise=noise)
-    assert observation.y.shape == OPERATORS[operator](np.zeros(SHAPE, np.float32)).shape
+    assert observation.y.shape == OPERATORS[operator](jnp.zeros(SHAPE)).shape
     assert marked(posterior, exact(posterior, 0)) == set()
     assert marked(posterior, exact(data(), 0)) == {"mean", "covariance"}
 
