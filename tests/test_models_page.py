@@ -18,7 +18,7 @@ LINES = re.findall(r"\| `(\w+)` \| `(prediction=.*?)` \|", PAGE)
 
 
 def test_the_page_has_an_example_for_each_library():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     assert [name in "".join(EXAMPLES) for name in ("flax", "equinox", "torch", "velocity")] == [True] * 4
 
 
