@@ -34,17 +34,16 @@ LogProbability = Callable[[Float[Array, "batch *shape"], Float[Array, " batch"],
 def evaluations_of(score_fn: Callable[..., Any]) -> int:
     """How many evaluations of a network one call of a score function makes for each sample.
 
-        A score function says so by the attribute ``evaluations`` of the function that its
-        ``jax.tree_util.Partial`` holds; one that says nothing makes 1.
+    A score function says so by the attribute ``evaluations`` of the function that its
+    ``jax.tree_util.Partial`` holds; one that says nothing makes 1.
 
-        Example:
-            >>> from jax.flatten_util import ravel_pytree
-    from jax.tree_util import Partial
-            >>> from sde_lib import VPSDE
-            >>> from sde_lib.guidance import classifier_free, evaluations_of
-            >>> network = Partial(lambda x, t, classes: -x)
-            >>> evaluations_of(network), evaluations_of(classifier_free(network, VPSDE(), null=-1, scale=2.0))
-            (1, 2)
+    Example:
+        >>> from jax.tree_util import Partial
+        >>> from sde_lib import VPSDE
+        >>> from sde_lib.guidance import classifier_free, evaluations_of
+        >>> network = Partial(lambda x, t, classes: -x)
+        >>> evaluations_of(network), evaluations_of(classifier_free(network, VPSDE(), null=-1, scale=2.0))
+        (1, 2)
     """
     return int(getattr(getattr(score_fn, "func", score_fn), "evaluations", 1))
 
