@@ -1,6 +1,6 @@
 """FID, and the accuracy of the classes asked for, against the scale of classifier-free guidance.
 
-python -m benchmarks.guidance [--workdir runs/guidance] [--num_samples 2000]
+python -m benchmarks.guidance [--json FILE] [--workdir runs/guidance] [--num_samples 2000]
 
 The network is the shipped class-conditional one of handwritten digits, and the classifier is the one whose
 features FID uses. The accuracy is the share of samples that it takes for the class that was asked for; of
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import configs
+from benchmarks.report import write_json
 from evaluation.runs import measurement, run
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file
@@ -24,6 +25,7 @@ SOLVER = "adaptive_exponential"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="FID and accuracy against the scale of guidance")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--workdir", type=Path, default=Path("runs/guidance"))
     parser.add_argument("--num_samples", type=int, default=2000)
     arguments = parser.parse_args()
@@ -43,6 +45,12 @@ def main() -> None:
         for scale, each in zip(SCALES, results, strict=True)
     ]
     print(markdown(["scale", "FID", "accuracy", "network evaluations"], rows))
+    if arguments.json:
+        names = ("fid", "accuracy", "nfe_mean")
+        pairs = zip(SCALES, results, strict=True)
+        write_json(
+            arguments.json, {f"scale_{scale:g}.{name}": each[name] for scale, each in pairs for name in names}
+        )
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     with atomic_file(arguments.workdir / "guidance.png") as file:
         FigureCanvasAgg(picture(results, arguments.num_samples)).print_png(file)

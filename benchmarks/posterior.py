@@ -102,38 +102,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """Data ~ N(mean, covariance), for flattened images."""
+    """Data ~ N(mean, covariance), for flattened samples; the mean is one, or one for each row of a batch."""
 
-    mean: Float[np.ndarray, " d"]
+    mean: Float[np.ndarray, "... d"]
     covariance: Float[np.ndarray, "d d"]
 
-    def given(self, matrix: np.ndarray, y: np.ndarray, noise: float) -> "Gaussian":
+    def given(
+        self, matrix: Float[np.ndarray, "m d"], y: Float[np.ndarray, "... m"], noise: float
+    ) -> "Gaussian":
         """The posterior for y = A x0 + n, with n ~ N(0, noise² I)."""
         observed = matrix @ self.covariance @ matrix.T + noise**2 * np.eye(len(matrix))
         gain = self.covariance @ matrix.T @ np.linalg.pinv(observed, hermitian=True)
-        posterior = self.covariance - gain @ matrix @ self.covariance
-        return Gaussian(mean=self.mean + gain @ (y - matrix @ self.mean), covariance=posterior)
+        mean = self.mean + (y - self.mean @ matrix.T) @ gain.T
+        return Gaussian(mean=mean, covariance=self.covariance - gain @ matrix @ self.covariance)
 
     def score_fn(self, sde: SDE) -> Partial:
+        """The score, (x [b, ...], t [b]) -> ∇ log p_t(x) [b, ...]."""
         values, vectors = np.linalg.eigh(self.covariance)
-        arrays = (jnp.asarray(array, jnp.float32) for array in (self.mean, values, vectors))
-        return Partial(_score, *arrays, sde)
+        return Partial(_score, *(jnp.asarray(array, float) for array in (self.mean, values, vectors)), sde)
 
     def scaled(self, sde: SDE, x: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
-        """Samples at eps, so that they are N(0, I) if they are right."""
+        """Samples at eps, so scaled and shifted that they are N(0, I) if they are right."""
         alpha, sigma = (float(value) for value in sde.marginal(sde.eps))
-        factor = np.linalg.cholesky(alpha**2 * self.covariance + sigma**2 * np.eye(len(self.mean)))
+        factor = np.linalg.cholesky(alpha**2 * self.covariance + sigma**2 * np.eye(len(self.covariance)))
         centred = x.reshape(len(x), -1).astype(np.float64) - alpha * self.mean
         return np.linalg.solve(factor, centred.T).T
 
 
 def _score(mean: Array, values: Array, vectors: Array, sde: SDE, x: Array, t: Array) -> Array:
-    def of_one(x: Array, t: Any) -> Array:
+    def of_one(x: Array, t: Any, mean: Array) -> Array:
         alpha, sigma = sde.marginal(t)
         coordinates = (x.ravel() - alpha * mean) @ vectors
         return -(vectors @ (coordinates / (alpha**2 * values + sigma**2))).reshape(x.shape)
 
-    return jax.vmap(of_one)(x, t)
+    return jax.vmap(of_one)(x, t, jnp.broadcast_to(mean, (len(x), mean.shape[-1])))
 
 
 def data() -> Gaussian:
@@ -200,7 +202,7 @@ def observed(operator: str, *, noise: float) -> tuple[Gaussian, Observation]:
     rng = np.random.default_rng(1)
     x = problem.mean + np.linalg.cholesky(problem.covariance) @ rng.standard_normal(SIZE)
     y = matrix @ x + noise * rng.standard_normal(len(matrix)) * matrix.any(axis=1)
-    mask = UPPER_HALF if operator == "mask" else None
+    mask = UPPER_HALF if operator == "mask" and noise == 0 else None  # for inpainting
     observation = Observation(y=y.reshape(seen.shape[1:]).astype(np.float32), mask=mask)
     return problem.given(matrix, y, noise), observation
 

@@ -40,6 +40,7 @@ else
 fi
 run paths "$python" -m benchmarks.paths --json "$folder/paths.json"
 run posterior "$python" -m benchmarks.posterior --json "$folder/posterior.json"
+run guidance "$python" -m benchmarks.guidance --json "$folder/guidance.json" --workdir "$folder/guidance"
 run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"

@@ -236,7 +236,7 @@ class _Inpainting:
     evaluations: int
 
     def __call__(self, score_fn: Partial, sde: SDE, x: Any, t: Any, observation: Any) -> Any:
-        _require_observation(observation)
+        _require_observation(observation, masked=True)
         _require_shape("the observation's y", observation.y, x.shape)
         _require_shape("the observation's mask", observation.mask, x.shape)
 
@@ -383,10 +383,14 @@ def _ratio(a: Any, b: Any) -> Any:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def _require_observation(observation: Any) -> None:
+def _require_observation(observation: Any, *, masked: bool = False) -> None:
     fix = "pass conditions=Observation(y=...), with one row a sample"
     named = type(observation).__name__
     require(isinstance(observation, Observation), "the condition", named, "an Observation", fix)
+    if not masked:
+        found, allowed = type(observation.mask).__name__, "None, except for inpainting"
+        fix = "leave it out; for other methods, use the operator Mask"
+        require(observation.mask is None, "the observation's mask", found, allowed, fix)
 
 
 def _require_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -102,9 +102,9 @@ def attend_by_heads(query: Array, key: Array, value: Array, heads: int) -> Array
     return np.concatenate([attend(*part) for part in zip(*parts, strict=True)], axis=-1)
 
 
-def positional(y: Array, features: int) -> Array:
+def positional(y: Array, features: int, freq_shift: int = 1) -> Array:
     half = features // 2
-    columns = [y * 10_000 ** (-i / (half - 1)) for i in range(half)]
+    columns = [y * 10_000 ** (-i / (half - freq_shift)) for i in range(half)]
     parts = [np.sin(c) for c in columns] + [np.cos(c) for c in columns] + [0 * y] * (features % 2)
     return np.stack(parts, axis=1)
 
@@ -182,7 +182,7 @@ class Network:
             angles = 2 * np.pi * np.log(label)[:, None] * frequencies
             y = np.concatenate([np.sin(angles), np.cos(angles)], 1)
         else:
-            y = positional(label, self.model.nf)
+            y = positional(label, self.model.nf, self.model.freq_shift if self.ddpm else 1)
         if not self.model.conditional:
             return None
         first, second = self.take("Dense"), self.take("Dense")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from benchmarks.posterior import Gaussian
 from sde_lib import VPSDE
 from sde_lib.guidance import classifier_free, evaluations_of
 from sde_lib.inverse import Observation, colorization, inpainting, moment_matching, pseudoinverse_guidance
@@ -35,40 +36,6 @@ OPERATORS: dict[str, Any] = {
     "blur": Blur(np.array([[0.2, 0.5, 0.1], [0.1, 0.1, 0.0]])),
     "matrix": Matrix(RNG.standard_normal((3, SIZE)) / 4),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gaussian:
-    """Data ~ N(mean, covariance), for flattened samples; the mean is one, or one for each row of a batch."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-    def given(self, matrix: np.ndarray, y: np.ndarray, noise: float) -> Gaussian:
-        """The posterior for y = A x0 + n, with n ~ N(0, noise^2 I)."""
-        observed = matrix @ self.covariance @ matrix.T + noise**2 * np.eye(len(matrix))
-        gain = self.covariance @ matrix.T @ np.linalg.pinv(observed, hermitian=True)
-        mean = self.mean + (y - self.mean @ matrix.T) @ gain.T
-        return Gaussian(mean=mean, covariance=self.covariance - gain @ matrix @ self.covariance)
-
-    def score_fn(self, sde: Any) -> Partial:
-        values, vectors = np.linalg.eigh(self.covariance)
-        return Partial(_score, self.mean, values, vectors, sde)
-
-    def z(self, sde: Any, x: np.ndarray) -> np.ndarray:
-        """Samples at eps, so scaled and shifted that they should be N(0, I)."""
-        alpha, sigma = (float(value) for value in sde.marginal(sde.eps))
-        factor = np.linalg.cholesky(alpha**2 * self.covariance + sigma**2 * np.eye(SIZE))
-        return np.linalg.solve(factor, (x.reshape(len(x), SIZE) - alpha * self.mean).T).T
-
-
-def _score(mean: Any, values: Any, vectors: Any, sde: Any, x: Any, t: Any) -> Any:
-    def of_one(x: Any, t: Any, mean: Any) -> Any:
-        alpha, sigma = sde.marginal(t)
-        z = (x.ravel() - alpha * mean) @ vectors
-        return (-vectors @ (z / (alpha**2 * values + sigma**2))).reshape(x.shape)
-
-    return jax.vmap(of_one)(x, t, jnp.broadcast_to(mean, (len(x), SIZE)))
 
 
 FACTOR = np.random.default_rng(1).standard_normal((SIZE, SIZE)) / 6
@@ -223,7 +190,7 @@ def test_samples_have_the_moments_of_their_own_posterior(make, problem, name):
     y = data @ a.T + NOISE * RNG.standard_normal((number, len(a)))
     observation = Observation(y=y.reshape(number, *operator(jnp.zeros(SHAPE)).shape).astype(np.float32))
     solution = drawn(make(problem, VP, operator), solver, observation)
-    z = problem.given(a, y, NOISE).z(VP, solution.x)
+    z = problem.given(a, y, NOISE).scaled(VP, solution.x)
     # 4.5 standard errors of each of 16 means, of 120 correlations, and of the mean of all variances
     second = z.T @ z / number
     assert np.abs(z.mean(axis=0)).max() < 4.5 / math.sqrt(number)
@@ -373,6 +340,11 @@ def test_an_operator_that_is_not_linear_is_refused_before_any_work(make, operato
             "the observation's mask must be of shape (2, 2, 4, 2) (got 'shape (2, 2, 4, 1)')",
         ),
         (colorization(ANY.score_fn(VP), VP), Observation(y=np.zeros((2, *SHAPE))), "of shape (2, 2, 4, 1)"),
+        (
+            by_moments(ANY, VP, Mask(MASK)),
+            Observation(y=np.zeros((2, *SHAPE)), mask=np.ones((2, *SHAPE))),
+            "the observation's mask must be None, except for inpainting",
+        ),
     ],
 )
 def test_shapes_that_do_not_match_are_refused_before_any_work(score_fn, observation, message):
