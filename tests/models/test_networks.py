@@ -170,7 +170,7 @@ def test_score_is_the_output_at_the_network_time_and_a_pytree(sde):
     np.testing.assert_allclose(call(score_fn, x, t), expected, rtol=1e-4, atol=1e-5)
 
     # Another build, other weights and other numbers of the process: the compiled program is found again.
-    config.sde.sigma_max, config.sde.beta_max = 40.0, 19.0
+    config.sde.update({"sigma_max": 40.0} if sde == "ve" else {"beta_max": 19.0})
     other = models.build(config).score_fn(sde_lib.from_config(config.sde), tiny.params(config, seed=1))
     assert relative(call(other, x, t), expected) > 1e-3
     assert len(traces) == 1
