@@ -128,7 +128,9 @@ def test_damaged_shards_are_found_and_drawn_again(folder, harm):
 
 
 def packed(ids) -> bytes:
-    return pack({"identity": "a", "shard_size": 8, **made(ids).arrays()})  # the config hash has this name there
+    return pack(
+        {"identity": "a", "shard_size": 8, **made(ids).arrays()}
+    )  # the config hash has this name there
 
 
 def test_a_single_flipped_bit_anywhere_in_a_shard_is_found():
