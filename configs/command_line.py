@@ -48,17 +48,16 @@ def parse(argv: Sequence[str]) -> list[str]:
 def _with_stated_config(argv: Sequence[str]) -> list[str]:
     """The arguments, with the config of the checkpoint where only that is given."""
     flags_given = {argument.partition("=")[0].lstrip("-"): argument for argument in argv[1:]}
-    if "config" in flags_given or "checkpoint" not in flags_given:
+    takes_none = "reproduce" in argv or flags_given.get("mode", "").endswith("=reproduce")
+    if "config" in flags_given or "checkpoint" not in flags_given or takes_none:
         return list(argv)
     given = flags_given["checkpoint"]
     path = given.partition("=")[2] if "=" in given else argv[argv.index(given) + 1]
     try:
-        stated = importlib.import_module("configs.checkpoint").get_config(path)
+        importlib.import_module("configs.checkpoint").get_config(path)  # which the flags then read again
     except (ValueError, OSError) as error:
         refuse(str(error))
-    del stated  # the flags read it again, after it was found right
-    first = argv[:1]
-    return [*first, f"--config={ROOT / 'configs' / 'checkpoint.py'}:{path}", *argv[1:]]
+    return [argv[0], f"--config={ROOT / 'configs' / 'checkpoint.py'}:{path}", *argv[1:]]
 
 
 def _with_config_found(argument: str) -> str:
