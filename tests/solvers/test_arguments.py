@@ -56,7 +56,7 @@ class Nothing(VPSDE):
         return None
 
 
-SIDES = r"^shape must be a tuple of whole numbers >= 1(, or .* tuples)? \(got .*\): give the shape of one sample"
+SIDES = r"^shape must be a tuple of whole numbers >= 1.* \(got .*\): give the shape of one sample"
 PYTREE = r": register the class with sde_lib.pytrees.register_dataclass$"
 PRIOR = r"^sde.prior\(key, shape, dtype\) must be one array of shape \(2,\) and type float32 \(got '?"
 KEY = r"^key must be one key of JAX \(got .*\): pass jax.random.key\(0\), say$"

@@ -20,7 +20,8 @@ CLASSES = (np.arange(ROWS) % 2).astype(np.int32)
 def apply(params, x, t, classes=None):
     """The exact noise for Gaussian data of the mean and deviation in params; with classes, one mean each."""
     mean = params["mean"] if classes is None else params["mean"][classes]
-    alpha, sigma = (value.reshape(-1, *(1,) * (x.ndim - 1)) for value in jax.vmap(SDE.marginal)(t))
+    marginal: Any = jax.vmap(SDE.marginal)(t)
+    alpha, sigma = (value.reshape(-1, *(1,) * (x.ndim - 1)) for value in marginal)
     variance = (alpha * jnp.exp(params["log_std"])) ** 2 + sigma**2
     return sigma * (x - alpha * mean) / variance
 
