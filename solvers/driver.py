@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require_count, require_number, require_shared
-from sde_lib.guidance import evaluations_of
+from sde_lib.guidance import as_partial, evaluations_of
 from solvers.arguments import (
     all_unless_named,
     as_arrays,
@@ -301,17 +301,15 @@ def stream(
     per_call = evaluations_of(score_fn)
     layout = Layout.of(shape)
     if layout is not None:
-        shape, unflattened = (layout.size,), output is _unchanged
-        score_fn = Partial(
-            FlatScore(layout), score_fn if isinstance(score_fn, Partial) else Partial(score_fn)
-        )
-        output = _unchanged if unflattened else _OfTree(layout, output)
+        shape, score_fn = (layout.size,), Partial(FlatScore(layout), as_partial(score_fn))
+        output = output if output is _unchanged else _OfTree(layout, output)
     shape = checked_shape(shape)
     check_setting(sde, key, shape, dtype, solver=solver)
     given_ids: Any = sample_ids
     known_ids = checked_ids(given_ids) if isinstance(given_ids, Sequence | np.ndarray) else None
-    setting = {"ids": known_ids, "shape": shape, "layout": layout, "dtype": dtype, "sde": sde}
-    rows = RowSource(conditions=conditions, start=start, **setting)
+    rows = RowSource(
+        conditions=conditions, start=start, ids=known_ids, shape=shape, layout=layout, dtype=dtype, sde=sde
+    )
     if queues.done:
         return
     example = rows(queues.waiting[:1])

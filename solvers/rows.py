@@ -24,8 +24,6 @@ from solvers.layouts import Layout
 from solvers.noise import sample_key
 
 Ids = UInt32[np.ndarray, " n"]
-# Arrays with one row a sample; or a function from ids [n] to such arrays
-Conditions = Any
 START_NOISE = 2**31 + 1  # folded into a sample's key, for ``Start.noised``; steps count from 0
 
 
@@ -161,7 +159,7 @@ class RowSource:
     def __init__(
         self,
         *,
-        conditions: Conditions,
+        conditions: Any,
         start: Start | Callable[[Ids], Start] | None,
         ids: Ids | None,
         shape: tuple[int, ...],
@@ -170,14 +168,19 @@ class RowSource:
         sde: SDE,
     ):
         self._shape, self._layout, self._dtype, self._sde = shape, layout, jnp.dtype(dtype), sde
-        if isinstance(start, Start) and np.ndim(start.t) == 0 and ids is not None:
-            start = Start(start.x, np.full(len(ids), start.t))
-        self._condition = _by_id("conditions", conditions, ids)
-        self._start = _by_id("start", start, ids)
         self._like: dict[str, Any] = {}
-
-    def __bool__(self) -> bool:
-        return self._condition is not None or self._start is not None
+        if callable(conditions):
+            self._condition: Any = lambda some: self._alike("conditions", conditions(some), some)
+        else:
+            self._condition = _by_id("conditions", conditions, ids)
+        if callable(start):
+            self._start: Any = lambda some: self._alike("start", self._checked(start(some), some), some)
+        else:
+            if isinstance(start, Start) and np.ndim(start.t) == 0 and ids is not None:
+                start = Start(start.x, np.full(len(ids), start.t))
+            self._start = _by_id("start", start, ids)
+            if self._start is not None:  # all of them are checked before any work
+                self._start = _by_id("start", self._checked(self._start(ids), ids), ids)
 
     def __call__(self, ids: Ids) -> Rows:
         """The rows of some samples, on the host.
@@ -185,18 +188,12 @@ class RowSource:
         Raises:
             ValueError: for rows that a function returns for other ids, or of other shapes than before.
         """
-        condition = None
-        if self._condition is not None:
-            condition = self._alike("conditions", self._condition(ids), ids)
-        start = None
-        if self._start is not None:
-            start = self._start(ids)
-            allowed, fix = "a Start, or a function that returns one", "give solvers.Start(x, t)"
-            require(isinstance(start, Start), "start", type(start).__name__, allowed, fix)
-            start = self._alike("start", self._checked(start, ids), ids)
-        return Rows(condition=condition, start=start)
+        condition = None if self._condition is None else self._condition(ids)
+        return Rows(condition=condition, start=None if self._start is None else self._start(ids))
 
-    def _checked(self, start: Start, ids: Ids) -> Start:
+    def _checked(self, start: Any, ids: Ids) -> Start:
+        allowed, fix = "a Start, or a function that returns one", "give solvers.Start(x, t)"
+        require(isinstance(start, Start), "start", type(start).__name__, allowed, fix)
         x, t = start.x, np.asarray(start.t, self._dtype)
         x = np.asarray(x if self._layout is None else self._layout.flatten(x), self._dtype)
         t = np.broadcast_to(t, len(ids)) if t.ndim == 0 else t
@@ -211,11 +208,8 @@ class RowSource:
         return Start(x, t)
 
     def _alike(self, name: str, rows: Any, ids: Ids) -> Any:
-        """Rows as NumPy arrays; refused unless there is one for each id, shaped as those before."""
-        require(
-            all(is_known(leaf) for leaf in jax.tree.leaves(rows)), name, "traced", "concrete", "pass values"
-        )
-        rows = jax.tree.map(_as_numpy, rows)
+        """A function's rows as NumPy arrays; refused unless there is one for each id, shaped as before."""
+        rows = _as_numpy(name, rows)
         lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(rows)}
         fix = "give every array one row for each sample id, in the order of the ids"
         allowed = f"arrays with a leading axis of {len(ids)}"
@@ -227,33 +221,40 @@ class RowSource:
         return rows
 
 
-def _as_numpy(leaf: Any) -> np.ndarray:
-    array = np.asarray(leaf)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+def _as_numpy(name: str, rows: Any) -> Any:
+    """Arrays of the types that JAX has; refused if JAX traces one."""
+    known = all(is_known(leaf) for leaf in jax.tree.leaves(rows))
+    require(known, name, "traced", "concrete", "pass values")
+
+    def converted(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+    return jax.tree.map(converted, rows)
 
 
 def _by_id(name: str, given: Any, ids: Ids | None) -> Callable[[Ids], Any] | None:
-    """A function from ids to rows."""
-    if given is None or callable(given):
-        return given
+    """A function from ids to the rows of arrays that are given at once; None without any."""
+    if given is None:
+        return None
     fix = "give a function from ids to rows, as the ids are not known at once"
     require(ids is not None, name, type(given).__name__, "None or a function", fix)
     assert ids is not None
     allowed, fix = "arrays", "leave it out, or give one row a sample id"
     require(jax.tree.leaves(given), name, given, allowed, fix)
     order = np.argsort(ids, kind="stable")
-    twice = ids[order][1:][np.diff(ids[order]) == 0]
+    ascending = ids[order]
+    twice = ascending[1:][np.diff(ascending) == 0]
     fix = "draw each id once; samples of one id have the same noise"
     require(twice.size == 0, "sample_ids", twice[:3].tolist(), f"different ids with {name}", fix)
-    require(all(is_known(leaf) for leaf in jax.tree.leaves(given)), name, "traced", "concrete", "pass values")
-    arrays = jax.tree.map(_as_numpy, given)
+    arrays = _as_numpy(name, given)
     for leaf in jax.tree.leaves(arrays):
         allowed = f"arrays with a leading axis of {len(ids)}, the number of sample ids"
         fix = "give one row for each sample id, in the order of the ids"
         require(leaf.shape[:1] == (len(ids),), name, f"an array of shape {leaf.shape}", allowed, fix)
 
     def rows_of(some: Ids) -> Any:
-        places = order[np.searchsorted(ids[order], some)]
+        places = order[np.searchsorted(ascending, some)]
         return jax.tree.map(lambda leaf: leaf[places], arrays)
 
     return rows_of

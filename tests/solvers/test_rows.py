@@ -201,6 +201,7 @@ def test_an_early_start_keeps_the_image_and_a_late_one_does_not():
         (Start(np.zeros((64, 4, 4)), 1e-3), r"start.t must be times above eps = 0.001 and up to T = 1 \(got"),
         (Start(np.zeros((64, 4, 4)), 1.5), r"start.t must be times above eps = 0.001"),
         (Start(np.zeros((64, 4, 4)), np.nan), r"start.t must be times above eps = 0.001"),
+        (Start(np.zeros((64, 4, 4)), np.arange(64) / 32), r"start.t must be times .* \(got \[0.0, 1.03"),
         (Start(np.zeros((64, 4, 5)), 0.5), r"start.x must be of shape \(.*, 4, 4\)"),
         (Start(np.zeros((63, 4, 4)), 0.5), r"start must be arrays with a leading axis of 64"),
         (Start(np.full((64, 4, 4), np.inf), 0.5), r"start.x must be finite"),
