@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from sde_lib.checks import is_known, is_number, require, require_number
 from sde_lib.processes import SDE, Sample, Scalar
+from sde_lib.pytrees import as_partial
 from sde_lib.reverse import denoise
 
 # (x [batch, ...], t [batch], condition) -> log p(condition | x) [batch]
@@ -146,11 +147,6 @@ def classifier(
     require_number("scale", scale, math.isfinite, "a finite number", "give 1 for the conditional score")
     guided = _Classifier(evaluations=evaluations_of(score_fn), conditional=bool(conditional))
     return Partial(guided, as_partial(score_fn), as_partial(log_probability), scale)
-
-
-def as_partial(function: Callable[..., Any]) -> Partial:
-    """A function as a pytree, so that it can be an argument of another ``jax.tree_util.Partial``."""
-    return function if isinstance(function, Partial) else Partial(function)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

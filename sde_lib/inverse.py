@@ -31,10 +31,10 @@ from jax import lax
 from jax.tree_util import Partial
 
 from sde_lib.checks import refusal, require, require_count, require_positive
-from sde_lib.guidance import as_partial, evaluations_of
+from sde_lib.guidance import evaluations_of
 from sde_lib.operators import Mask, Observed, Operator, require_linear, require_mask
 from sde_lib.processes import SDE, Sample, Scalar
-from sde_lib.pytrees import register_dataclass
+from sde_lib.pytrees import as_partial, register_dataclass
 from sde_lib.reverse import denoise
 
 

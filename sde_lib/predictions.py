@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 from sde_lib.checks import require, require_choice, require_positive
 from sde_lib.paths import CosineVP, DiscreteVP
 from sde_lib.processes import SDE, VPSDE, Sample, Scalar, SubVPSDE
-from sde_lib.pytrees import STATIC, register_dataclass
+from sde_lib.pytrees import STATIC, as_partial, register_dataclass
 
 Coefficient = float | Float[Array, "..."]  # one number, or one a sample, shaped to multiply the batch
 Prediction = Literal["score", "epsilon", "denoised", "v", "velocity", "edm", "published"]
@@ -236,8 +236,7 @@ def as_score(
     """
     reading = Reading(sigma_data=sigma_data, prediction=prediction, time=time)
     reading.check(sde)
-    network = network if isinstance(network, Partial) else Partial(network)
-    return Partial(_score, network, sde, reading)
+    return Partial(_score, as_partial(network), sde, reading)
 
 
 def _score(network: Partial, sde: SDE, reading: Reading, x: Any, t: Any, *condition: Any) -> Any:

@@ -9,9 +9,11 @@ class: that of VP for sub-VP, or that of another time grid.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+from jax.tree_util import Partial
 
 Class = TypeVar("Class", bound=type)
 
@@ -45,3 +47,8 @@ def register_dataclass(cls: Class) -> Class:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """A function as a pytree, so that it can be an argument of another ``jax.tree_util.Partial``."""
+    return function if isinstance(function, Partial) else Partial(function)

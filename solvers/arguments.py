@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import is_known, is_number, require
+from sde_lib.pytrees import as_partial
 from solvers.device_memory import Devices
 from solvers.interface import Solver
 from solvers.lanes import VECTOR
@@ -99,8 +100,7 @@ def checked_score_fn(
     Warns:
         UserWarning: if it closes over an array that may have a row for each sample.
     """
-    if not isinstance(score_fn, Partial):
-        score_fn = Partial(score_fn)
+    score_fn = as_partial(score_fn)
     x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype), condition)
     arguments = (x, t) if condition is None else (x, t, rows)

@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require_count, require_number, require_shared
-from sde_lib.guidance import as_partial, evaluations_of
+from sde_lib.guidance import evaluations_of
+from sde_lib.pytrees import as_partial
 from solvers.arguments import (
     all_unless_named,
     as_arrays,

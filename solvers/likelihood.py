@@ -37,9 +37,9 @@ from jaxtyping import Array, Float64, PRNGKeyArray
 
 from sde_lib import SDE, ScoreFn, probability_flow_drift
 from sde_lib.checks import require, require_choice, require_count, require_number
-from sde_lib.guidance import as_partial, evaluations_of
+from sde_lib.guidance import evaluations_of
 from sde_lib.processes import Sample, Scalar
-from sde_lib.pytrees import register_dataclass
+from sde_lib.pytrees import as_partial, register_dataclass
 from solvers.arguments import as_arrays
 from solvers.driver import Solution, sample, stream
 from solvers.interface import Status

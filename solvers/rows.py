@@ -179,7 +179,7 @@ class RowSource:
             if isinstance(start, Start) and np.ndim(start.t) == 0 and ids is not None:
                 start = Start(start.x, np.full(len(ids), start.t))
             self._start = _by_id("start", start, ids)
-            if self._start is not None:  # all of them are checked before any work
+            if self._start is not None and ids is not None:  # all of them are checked before any work
                 self._start = _by_id("start", self._checked(self._start(ids), ids), ids)
 
     def __call__(self, ids: Ids) -> Rows:

@@ -15,9 +15,11 @@ from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import require, require_count, require_number, require_positive
+from sde_lib.pytrees import as_partial
 from solvers.layouts import FlatScore, Layout
 from solvers.progress import bar as progress_bar
 from training.losses import draw, loss_at
+from training.step import warmed_up
 
 Params = Any
 CALL = 100  # steps of a compiled call
@@ -91,7 +93,7 @@ def fit(
     fix = "give every array one row for each sample"
     require(len(rows) == 1 and None not in rows, "data and conditions", f"{rows} rows", "of one length", fix)
 
-    layout = None if len(leaves) == 1 and data is jax.tree.leaves(data)[0] else Layout.of(_shapes(data))
+    layout = Layout.of(jax.tree.map(lambda leaf: tuple(np.shape(leaf)[1:]), data))
     x0 = jnp.asarray(leaves[0] if layout is None else layout.flatten(jax.tree.map(np.asarray, data)))
     given = jax.tree.map(jnp.asarray, conditions)
     transform = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
@@ -101,7 +103,7 @@ def fit(
         rows = jax.random.randint(rows_key, (batch_size,), 0, len(x0))
         score_fn = score_of(params)
         if layout is not None:
-            score_fn = Partial(FlatScore(layout), Partial(score_fn))
+            score_fn = Partial(FlatScore(layout), as_partial(score_fn))
         if given is not None:
             condition = jax.tree.map(lambda leaf: leaf[rows], given)
             score_fn = functools.partial(_with_condition, score_fn, condition)
@@ -113,7 +115,7 @@ def fit(
         loss, gradient = jax.value_and_grad(loss_of)(params, jax.random.fold_in(key, n))
         updates, state = transform.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        rate = jnp.minimum(ema_rate, (1 + n) / (10 + n))
+        rate = warmed_up(ema_rate, n)
         average = optax.incremental_update(params, average, 1 - rate)
         return (params, average, state), loss
 
@@ -143,7 +145,3 @@ def _with_condition(score_fn: ScoreFn, condition: Any, x: Any, t: Any) -> Any:
 
 def _leaves(tree: Any) -> list[Any]:
     return [] if tree is None else jax.tree.leaves(tree)
-
-
-def _shapes(data: Any) -> Any:
-    return jax.tree.map(lambda leaf: tuple(np.shape(leaf)[1:]), data)

@@ -145,8 +145,12 @@ def make_step(config: Any, network: Network, sde: SDE) -> Step:
 def _ema_rate(training: Any, step: Int32[Array, ""]) -> Any:
     if not training.ema_warmup:
         return training.ema_rate
-    taken = step + 1
-    return jnp.minimum(training.ema_rate, (1 + taken) / (10 + taken))
+    return warmed_up(training.ema_rate, step + 1)
+
+
+def warmed_up(ema_rate: float, steps: Any) -> Any:
+    """The rate of a moving average after so many steps, which at first averages over few."""
+    return jnp.minimum(ema_rate, (1 + steps) / (10 + steps))
 
 
 def _accumulated(
