@@ -3,6 +3,7 @@
 python main.py --config=configs/ve/digits_adaptive.py --mode=eval --workdir=DIR --config.solver.eps_rel=0.05
 """
 
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -151,7 +152,7 @@ def console() -> None:
     """The installed command ``gotta-go-fast``."""
     for stream in (sys.stdout, sys.stderr):  # a terminal without "±" must not end a finished run
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    app.run(guarded_main, flags_parser=command_line.parse)
+    app.run(guarded_main, flags_parser=functools.partial(command_line.parse, used=USED))
 
 
 if __name__ == "__main__":

@@ -16,18 +16,23 @@ import configs
 from configs import base
 
 ROOT = Path(__file__).resolve().parent.parent
+STATED = ROOT / "configs" / "checkpoint.py"  # the config that a checkpoint states
 EXAMPLE = "configs/ve/digits_adaptive.py"
 INPUT_REFUSED = 2  # exit status
 
 
-def parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str], used: Mapping[str, Collection[str]]) -> list[str]:
     """Parses the flags with absl; a refusal ends the program with status 2.
 
     A config is looked for in the working directory and then beside ``main.py``. A checkpoint without a config
     stands for the config that it states. ``--config.KEY=None`` sets a setting back to its default, which
     ml_collections cannot read.
+
+    Args:
+        argv: the command line.
+        used: mode -> the flags that it uses.
     """
-    argv = _with_stated_config(argv)
+    argv = _with_stated_config(argv, used)
     cleared = [text for text in argv if text.startswith("--config.") and text.endswith("=None")]
     others = [_with_config_found(argument) for argument in argv if argument not in cleared]
     try:
@@ -45,24 +50,31 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _with_stated_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the config of the checkpoint where only that is given."""
-    flags_given = {argument.partition("=")[0].lstrip("-"): argument for argument in argv[1:]}
-    takes_none = "reproduce" in argv or flags_given.get("mode", "").endswith("=reproduce")
-    if "config" in flags_given or "checkpoint" not in flags_given or takes_none:
+def _with_stated_config(argv: Sequence[str], used: Mapping[str, Collection[str]]) -> list[str]:
+    """The arguments, with the config of the checkpoint where a mode takes one and only that is given."""
+    path, mode = _value(argv, "checkpoint"), _value(argv, "mode") or str(flags.FLAGS["mode"].default)
+    if path is None or _value(argv, "config") is not None or "config" not in used.get(mode, ()):
         return list(argv)
-    given = flags_given["checkpoint"]
-    path = given.partition("=")[2] if "=" in given else argv[argv.index(given) + 1]
     try:
-        importlib.import_module("configs.checkpoint").get_config(path)  # which the flags then read again
+        # the flags read it again, and would tell an error as a traceback
+        importlib.import_module("configs.checkpoint").get_config(path)
     except (ValueError, OSError) as error:
         refuse(str(error))
-    return [argv[0], f"--config={ROOT / 'configs' / 'checkpoint.py'}:{path}", *argv[1:]]
+    return [argv[0], f"--config={STATED}:{path}", *argv[1:]]
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag before absl has parsed it; None if it is not given."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            return value if equals else following
+    return None
 
 
 def _with_config_found(argument: str) -> str:
     flag, _, path = argument.partition("=")
-    if flag not in ("--config", "-config") or path.startswith(f"{ROOT / 'configs' / 'checkpoint.py'}:"):
+    if flag not in ("--config", "-config") or path.startswith(f"{STATED}:"):
         return argument
     place = next((place for place in (Path(path), ROOT / path) if place.is_file()), None)
     if place is None:
