@@ -64,9 +64,6 @@ def evaluate(
         figures |= dict.fromkeys(("fid_interval", "is_interval", "nfe_interval"))
     counts = _Counts(num_samples, batch_size, evaluations_per_step, replicates)
     of_features: list[_OfFeatures] = []
-    accuracy = None
-    if measurement is not None and 0 < num_classes == measurement.network.num_classes:
-        accuracy = _Accuracy(replicates)
     if measurement is not None:
         if measurement.fid_infinity:
             figures["fid_infinity"] = None
@@ -75,26 +72,27 @@ def evaluate(
             of_features.append(_Distance(num_samples, measurement, measurement.reference))
         if measurement.compared is not None:
             of_features.append(_Comparison(num_samples, measurement.compared(), measurement.compared_content))
+        if 0 < num_classes == measurement.network.num_classes:
+            of_features.append(_Accuracy(replicates))
     for samples in shards:
         weights = bootstrap.weights(samples.sample_ids, replicates)
         counts.add(samples, weights)
         if measurement is not None:
             features, logits = features_of(samples) if features_of else measurement.network(samples.images)
             for part in of_features:
-                part.add(features, logits, weights)
-            if accuracy is not None:
-                accuracy.add(samples, logits, weights)
+                part.add(samples, features, logits, weights)
         del samples  # before the next shard is read
     for part in (counts, *of_features):
         figures |= part.figures()
-    return figures if accuracy is None else figures | accuracy.figures()
+    return figures
 
 
 class _OfFeatures(Protocol):
-    """Some of the figures: accumulates what they need of the samples' features and logits, shard by shard."""
+    """Some of the figures: accumulates what they need of samples, features and logits, shard by shard."""
 
     def add(
         self,
+        samples: Samples,
         features: Float[np.ndarray, "n d"],
         logits: Float[np.ndarray, "n k"],
         weights: UInt8[np.ndarray, "n r"],
@@ -144,7 +142,7 @@ class _Accuracy:
         self._replicates = bootstrap.MeanReplicates(replicates) if replicates else None
         self._found: list[np.ndarray] = []
 
-    def add(self, samples: Samples, logits: np.ndarray, weights: UInt8[np.ndarray, "n r"]) -> None:
+    def add(self, samples: Samples, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
         assert samples.classes is not None
         found = logits.argmax(axis=1) == samples.classes
         self._found.append(found)
@@ -170,7 +168,7 @@ class _Score:
             num_samples=num_samples, num_classes=measurement.network.num_classes, splits=splits
         )
 
-    def add(self, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
+    def add(self, samples: Samples, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
         self._score.add(logits)
 
     def figures(self) -> dict[str, Any]:
@@ -197,7 +195,7 @@ class _Distance:
         fit = bootstrap.FrechetReplicates.fit(num_samples, len(reference.mean), count)
         self._replicates = bootstrap.FrechetReplicates(reference, count) if count and fit else None
 
-    def add(self, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
+    def add(self, samples: Samples, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
         if self._line is not None:
             self._line.add(self._moments, features, self._source)
         if self._replicates is not None:
@@ -226,7 +224,7 @@ class _Comparison:
         self._features = np.empty_like(data)
         self._kept = 0
 
-    def add(self, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
+    def add(self, samples: Samples, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
         kept = features[: len(self._data) - self._kept]
         self._features[self._kept : self._kept + len(kept)] = kept
         self._kept += len(kept)
