@@ -24,7 +24,6 @@ method with fixed steps are there for comparison, and are not exact.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,8 +32,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.mixture import Mixture
-from benchmarks.report import machine, write_json
-from evaluation.runs.tables import markdown
+from benchmarks.report import machine, table_of_runs, write_json
 from sde_lib import SDE, VESDE, VPSDE, CosineVP, DiscreteVP, EDMProcess, RectifiedFlow
 from solvers import Adaptive, AdaptiveExponential, Solver, Status, UniformLogSNR, UniPC, sample
 
@@ -144,23 +142,9 @@ def alarms(figures: dict[str, float], num_samples: int) -> set[str]:
 
 def table(figures: dict[str, float], num_samples: int) -> str:
     """One row for each run, the figures that ``alarms`` names marked with a star."""
-    marked = alarms(figures, num_samples)
-
-    def cell(name: str, form: str) -> str:
-        return f"{figures[name]:{form}}{'*' if name in marked else ''}" if name in figures else ""
-
-    runs = list(dict.fromkeys(name.rpartition(".")[0] for name in figures))
-    rows: Any = [
-        [
-            *run.split("."),
-            cell(f"{run}.nfe", ".1f"),
-            cell(f"{run}.weights_p", ".2g"),
-            cell(f"{run}.means_p", ".2g"),
-            cell(f"{run}.variance", ".4f"),
-        ]
-        for run in runs
-    ]
-    return markdown(["process", "samples of", "nfe", "weights, p", "means, p", "variance"], rows)
+    forms = {"nfe": ".1f", "weights_p": ".2g", "means_p": ".2g", "variance": ".4f"}
+    about = ("process", "samples of")
+    return table_of_runs(figures, alarms(figures, num_samples), about=about, forms=forms)
 
 
 if __name__ == "__main__":

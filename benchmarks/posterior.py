@@ -51,7 +51,7 @@ import models
 from benchmarks.mixture import Mixture
 from benchmarks.paths import DEVIATION as MODE_DEVIATION
 from benchmarks.paths import REPEATS, mixture, modes
-from benchmarks.report import machine, write_json
+from benchmarks.report import machine, table_of_runs, write_json
 from configs.vp import digits_adaptive
 from evaluation.runs.plots import save_grid
 from evaluation.runs.tables import markdown
@@ -235,25 +235,12 @@ def alarms(figures: dict[str, float], num_samples: int) -> set[str]:
 
 def table(figures: dict[str, float], num_samples: int) -> str:
     """One row for each run, the figures that ``alarms`` names marked with a star."""
-    marked = alarms(figures, num_samples)
-
-    def cell(name: str, form: str) -> str:
-        return f"{figures[name]:{form}}{'*' if name in marked else ''}" if name in figures else ""
-
-    runs = list(dict.fromkeys(name.rpartition(".")[0] for name in figures))
-    rows: Any = [
-        [
-            *run.split("."),
-            cell(f"{run}.nfe", ".0f"),
-            cell(f"{run}.mean", ".3f"),
-            cell(f"{run}.covariance", ".3f"),
-        ]
-        for run in runs
-    ]
+    forms = {"nfe": ".0f", "mean": ".3f", "covariance": ".3f"}
+    about = ("operator", "method", "solver")
     limit = limits(num_samples)
     return "\n".join(
         [
-            markdown(["operator", "method", "solver", "nfe", "mean", "covariance"], rows),
+            table_of_runs(figures, alarms(figures, num_samples), about=about, forms=forms),
             f"\n* above {limit['mean']:.3f} (mean) or {limit['covariance']:.3f} (covariance)",
         ]
     )

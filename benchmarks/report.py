@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,29 @@ def main(arguments: list[str] | None = None) -> None:
     for machine in dict.fromkeys(report["machine"] for report in reports.values()):
         of = ", ".join(benchmark for benchmark, report in reports.items() if report["machine"] == machine)
         print(f"\n{of}: {machine}")
+
+
+def table_of_runs(
+    figures: Mapping[str, float], marked: Collection[str], *, about: Sequence[str], forms: Mapping[str, str]
+) -> str:
+    """One row for each run, whose figures are named <run>.<measure>; a star behind those that are marked.
+
+    Args:
+        figures: by name; a run's name has as many parts between dots as ``about``.
+        marked: names of figures.
+        about: the header of the run's parts.
+        forms: the measures in order, each with the form of its numbers.
+    """
+
+    def cell(name: str, form: str) -> str:
+        return f"{figures[name]:{form}}{'*' if name in marked else ''}" if name in figures else ""
+
+    runs = dict.fromkeys(name.rpartition(".")[0] for name in figures)
+    rows = [
+        [*run.split("."), *(cell(f"{run}.{measure}", form) for measure, form in forms.items())]
+        for run in runs
+    ]
+    return markdown([*about, *(measure.replace("_", ", ") for measure in forms)], rows)
 
 
 def names_in(

@@ -158,8 +158,6 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     likelihood.rtol = 1e-5  # of the ODE's steps
     likelihood.atol = 1e-5  # data units, and nats a dimension
     likelihood.divergence = "hutchinson"  # hutchinson, or exact for images of few pixels
-    likelihood.num_probes = placeholder(
-        int
-    )  # of hutchinson, an image; its standard error shrinks as the root
+    likelihood.num_probes = placeholder(int)  # of hutchinson; its standard error shrinks as the root
 
     return config.lock()
