@@ -104,7 +104,8 @@ def measure(
         return known
     _measure_missing(run, workdir / LIKELIHOODS, images, count)
     stored = read(workdir / LIKELIHOODS)
-    entries = [stored[i] for i in range(count)]
+    entries, dims = [stored[i] for i in range(count)], math.prod(run.image_shape)
+    bits = _bits(entries, dims, _bin_width(run.config))
     result = {
         "config_hash": config_hash,
         "checkpoint_sha256": run.weights["checkpoint_sha256"],
@@ -112,14 +113,13 @@ def measure(
         "images": identity["images"],
         "images_sha256": content,
         "num_images": count,
-        **_figures(entries, math.prod(run.image_shape), _bin_width(run.config)),
+        **_figures(entries, bits, dims),
         "devices": results.devices(),
         "versions": results.versions(),
         "config": run.name,
         **{key: value for key, value in identity.items() if key.startswith("likelihood.")},
         **run.weights,
     }
-    bits = _bits(entries, math.prod(run.image_shape), _bin_width(run.config))
     _save_histogram(workdir / "likelihood.png", bits, title=run.name, caption=summary(result))
     add_lines(workdir / "results.jsonl", json.dumps(result, allow_nan=False).encode() + b"\n")
     return results.read(workdir)[-1]
@@ -249,9 +249,8 @@ def _bin_width(config: Any) -> float:
     return (2 if config.data.centered else 1) / 256
 
 
-def _figures(entries: list[dict[str, Any]], dims: int, bin_width: float) -> dict[str, Any]:
+def _figures(entries: list[dict[str, Any]], bits: np.ndarray, dims: int) -> dict[str, Any]:
     """Mean and interval of the bits per dimension, and what they took."""
-    bits = _bits(entries, dims, bin_width)
     mean = float(bits.mean()) if len(bits) else None
     interval = None
     if mean is not None and len(bits) >= FEWEST:

@@ -28,6 +28,7 @@ from evaluation.store.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib import ScoreFn
 from sde_lib.checks import require, require_count, require_seed, require_shared
+from sde_lib.guidance import evaluations_of
 from solvers.queues import lanes_for
 
 PICTURED = 72  # samples in samples.png
@@ -75,7 +76,7 @@ class Run:
     @property
     def evaluations_per_call(self) -> int:
         """Evaluations of the network in a call of the score function, which guidance makes two of."""
-        return 1 if self.config.guidance.scale == 1.0 else 2
+        return evaluations_of(conditional.guided(self.config, _never_called, self.sde))
 
     def load_score_fn(self) -> ScoreFn:
         """The network's score with the checkpoint's weights, and with the config's guidance."""
