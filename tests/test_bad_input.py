@@ -11,6 +11,7 @@ import pytest
 from tests import commands
 
 VE, VP = (f"--config=configs/{name}/digits_adaptive.py" for name in ("ve", "vp"))
+CLASSES = "--config=configs/vp/digits_classes.py"
 
 
 def setting(solver: str, key: str, value: object, *more: str) -> list[str]:
@@ -221,6 +222,20 @@ SOLVERS = [
 
 CONFIG = [
     ([VE, "--config.sde.name=v"], "config.sde.name must be one of 've', 'vp', 'subvp', 'edm', "),
+    (
+        [VE, "--config.guidance.scale=2"],
+        "config.guidance.scale must be 1.0 with config.model.num_classes = 0",
+    ),
+    ([VE, "--config.eval.classes=3"], "config.eval.classes must be 'balanced' with config.model.num_classes"),
+    (
+        [CLASSES, "--config.eval.classes=10"],
+        "config.eval.classes must be 'balanced', 'all', or a class from 0 ",
+    ),
+    (
+        [CLASSES, "--config.guidance.rescale=0.5"],
+        "config.guidance.rescale must be 0.0 with config.guidance.s",
+    ),
+    (["--mode=sample", "--checkpoint=absent"], "checkpoint must be an existing file or folder"),
     ([VE, "--config.sde.beta_max=9"], "config.sde.beta_max must be None with config.sde.name = 've'"),
     ([VE, "--config.model.prediction=noise"], "config.model.prediction must be one of 'score', 'epsilon', "),
     ([VE, "--config.model.time=index"], "config.model.time must be 't', 'log_sigma' or a function"),

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import commands
@@ -51,6 +52,32 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     assert "checkpoint must be a whole folder" in refusal
     assert f"(got '{tmp_path}/checkpoint')" in refusal
     assert "Traceback" not in refused.stderr
+
+
+def test_a_checkpoint_that_states_its_network_needs_no_config(tmp_path):
+    given = ["--mode=sample", "--checkpoint=assets/digits_vp", f"--workdir={tmp_path}", CACHE]
+    done = run(*given, *QUICK, "--config.eval.num_samples=16")
+    assert done.returncode == 0, done.stderr
+    assert "assets/digits_vp   euler_maruyama   num_steps 5" in done.stdout
+    identity = json.loads((tmp_path / "identity.json").read_text())
+    assert (identity["sde.name"], identity["model.sigma_data"], identity["data.name"]) == (
+        "vp",
+        1.0,
+        "digits",
+    )
+
+
+def test_classes_are_drawn_guided_counted_and_kept(tmp_path):
+    given = ["--config=configs/vp/digits_classes.py", f"--workdir={tmp_path}", CACHE]
+    settings = ["--config.solver.name=ddim", "--config.solver.num_steps=5", "--config.eval.num_samples=32"]
+    done = run(*given, *settings, "--config.guidance.scale=1.5", "--config.eval.shard_size=16")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert (result["nfe_mean"], result["score_calls_mean"], result["nfe_lockstep"]) == (12, 6, 10)
+    assert result["accuracy"] > 0.9
+    assert result["guidance.scale"] == 1.5
+    with np.load(tmp_path / "samples" / "shard_000001.npz") as shard:
+        assert shard["classes"].tolist() == [i % 10 for i in shard["sample_ids"]]
 
 
 @pytest.fixture(scope="module")
