@@ -246,7 +246,7 @@ def on_network(task: Task) -> dict[str, float]:
         sde,
         task.solver,
         key=jax.random.key(task.seed),
-        shape=configs.image_shape(config),
+        shape=configs.image_shape(config.data),
         num_samples=task.num_samples,
         batch_size=64,
         max_evaluations=MAX_EVALUATIONS,

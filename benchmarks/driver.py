@@ -138,7 +138,7 @@ def drawn(score_fn: Any, *, config: Any, **settings: Any) -> solvers.Solution:
         sde_lib.from_config(config.sde),
         solvers.from_config(config.solver, config.solver_defaults),
         key=jax.random.key(0),
-        shape=configs.image_shape(config),
+        shape=configs.image_shape(config.data),
         devices=jax.local_devices()[:1],
         **settings,
     )
@@ -158,7 +158,7 @@ def compared(score_fn: Any, *, config: Any, batch_size: int, turns: int, **setti
 
 def bare_loop(score_fn: Any, *, config: Any, batch_size: int) -> Callable[[int], float]:
     """A function from a number of calls of the compiled network to the seconds for each, on one device."""
-    x = jax.random.normal(jax.random.key(1), (batch_size, *configs.image_shape(config)))
+    x = jax.random.normal(jax.random.key(1), (batch_size, *configs.image_shape(config.data)))
     t = jnp.full(batch_size, 0.5)
     jax.block_until_ready(_score_after(score_fn, x, t, x))
 

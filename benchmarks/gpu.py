@@ -256,7 +256,7 @@ def evaluations_per_second(score_fn: Any, config: Any, batch_size: int) -> float
 
 def operations_of_one(score_fn: Any, config: Any) -> float:
     """Multiplications and additions of one evaluation of one image."""
-    return operations(score_fn, jnp.zeros((1, *configs.image_shape(config))), jnp.full(1, 0.5))
+    return operations(score_fn, jnp.zeros((1, *configs.image_shape(config.data))), jnp.full(1, 0.5))
 
 
 def config_of(name: str, dtype: str, *, tiny: bool) -> Any:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     config = get_config()
     score_fn = random_network(config)
-    x = jax.random.normal(jax.random.key(1), (parsed.batch_size, *configs.image_shape(config)))
+    x = jax.random.normal(jax.random.key(1), (parsed.batch_size, *configs.image_shape(config.data)))
     t = jnp.full(parsed.batch_size, 0.5)
     network = jax.jit(lambda score_fn, x, t: score_fn(x, t))
     jax.block_until_ready(network(score_fn, x, t))  # compiles

@@ -23,6 +23,7 @@ def flat(config: Any) -> dict[str, Any]:
     return values
 
 
-def image_shape(config: Any) -> tuple[int, int, int]:
-    """(h, w, c) of a sample."""
-    return config.data.image_size, config.data.image_size, config.data.num_channels
+def image_shape(data: Any) -> tuple[int, int, int]:
+    """(h, w, c) of the images that a config's group ``data`` describes."""
+    width = data.image_size if data.image_width is None else data.image_width
+    return data.image_size, width, data.num_channels

@@ -114,10 +114,11 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     data.name = "digits"  # digits, or as tensorflow-datasets calls it: see data/sources.py, docs/data.md
     data.path = placeholder(str)  # folder, .zip or .npz of images, or of prepared tensorflow-datasets
     data.split = placeholder(str)  # train by default; of files at data.path, a name only
-    data.image_size = 8  # pixels a side
+    data.image_size = 8  # pixels a side; with image_width, the height
+    data.image_width = placeholder(int)  # pixels; None for squares
     data.num_channels = 1
     data.crop = placeholder(int)  # side of the central square taken first, pixels
-    data.resize = placeholder(str)  # of the central square: box, bilinear, bicubic or lanczos; or pad with 0
+    data.resize = placeholder(str)  # of the central part: box, bilinear, bicubic or lanczos; or pad with 0
     data.centered = False  # images in [-1, 1] (VP) instead of [0, 1] (VE)
     data.random_flip = False  # horizontally, in training
     data.uniform_dequantization = False  # add U(0, 1) of a grey level, in training

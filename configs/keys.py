@@ -102,6 +102,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "data.path": (TRAINING,),
     "data.split": (TRAINING,),
     "data.image_size": (SAMPLES, TRAINING, WEIGHTS),
+    "data.image_width": (SAMPLES, TRAINING, WEIGHTS),
     "data.num_channels": (SAMPLES, TRAINING, WEIGHTS),
     "data.crop": (TRAINING, WEIGHTS),
     "data.resize": (TRAINING, WEIGHTS),
@@ -140,6 +141,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
 # Keys that were added when samples and trainings had already been stored. At these values everything is as it
 # was without the key, and identities leave it out, so that stored ones stay valid.
 ADDED: dict[str, Any] = {
+    "data.image_width": None,
     "eval.classes": "balanced",
     "guidance.scale": 1.0,
     "guidance.interval": None,

@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from configs import image_shape
 from data import sources
 from sde_lib.checks import refusal, require, require_choice, require_count
 
@@ -75,7 +76,8 @@ def describe(data: Any) -> dict[str, Any]:
     Returns:
         data: the data set's name, including crop and resize;
         split: the part of it;
-        image_size, num_channels: of the images;
+        image_size: their side in pixels; of images that are no squares, [height, width];
+        num_channels: of the images;
         content: their ``fingerprint``.
 
     Raises:
@@ -89,10 +91,11 @@ def describe(data: Any) -> dict[str, Any]:
         ('digits 32x32 pad', 'train')
     """
     name, split = _named(data)
+    height, width, _ = image_shape(data)
     return {
         "data": name,
         "split": split,
-        "image_size": data.image_size,
+        "image_size": height if height == width else [height, width],
         "num_channels": data.num_channels,
         "content": fingerprint(data),
     }
@@ -101,7 +104,8 @@ def describe(data: Any) -> dict[str, Any]:
 def _named(data: Any) -> tuple[str, str]:
     """The name of a config's data set, including crop and resize, and its split."""
     cropped = "" if data.crop is None else f" crop {data.crop}"
-    resized = "" if data.resize is None else f" {data.image_size}x{data.image_size} {data.resize}"
+    height, width, _ = image_shape(data)
+    resized = "" if data.resize is None else f" {height}x{width} {data.resize}"
     return f"{data.name}{cropped}{resized}", data.split or "train"
 
 
@@ -271,19 +275,23 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def _of_one_size(
     source: sources.Source, data: Any, *, name: str, split: str, crop: int | None, resize: str | None
 ) -> Images:
-    size, channels = data.image_size, data.num_channels
-    require_count(**{"config.data.image_size": size, "config.data.num_channels": channels})
+    height, width, channels = image_shape(data)
+    sides = {"config.data.image_size": height, "config.data.image_width": width}
+    require_count(**sides, **{"config.data.num_channels": channels})
+    fix = "resize with config.data.resize, which takes the largest central part of the images' shape"
+    allowed = "None for images that are no squares"
+    require(crop is None or height == width, "config.data.crop", crop, allowed, fix)
 
     def read(i: int) -> np.ndarray:
-        return _fitted(source.read(i), source.title(i), size, channels, crop, resize)
+        return _fitted(source.read(i), source.title(i), (height, width), channels, crop, resize)
 
     return Images(name=name, split=split, shape=read(0).shape, count=source.count, read=read)
 
 
 def _fitted(
-    image: np.ndarray, title: str, size: int, channels: int, crop: int | None, resize: str | None
+    image: np.ndarray, title: str, size: tuple[int, int], channels: int, crop: int | None, resize: str | None
 ) -> np.ndarray:
-    """The image at size x size, after the crop, resizing or padding that the config asks for.
+    """The image at the size (height, width), after the crop, resizing or padding that the config asks for.
 
     Raises:
         ValueError: for an image with another number of channels, or of another size without a resize.
@@ -303,29 +311,41 @@ def _fitted(
         fits = crop <= min(height, width)
         allowed = f"at most {min(height, width)}, the shorter side of {title}"
         require(fits, "config.data.crop", crop, allowed, "choose a smaller square")
-        image = _central(image, crop)
+        image = _central(image, (crop, crop))
     elif resize in FILTERS:
-        image = _central(image, min(height, width))
+        image = _central(image, _largest(size, within=(height, width)))
     height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == size:
         return image
     if resize in FILTERS:
         grey = channels == 1
-        resized = Image.fromarray(image[..., 0] if grey else image).resize((size, size), FILTERS[resize])
-        return np.asarray(resized).reshape(size, size, channels)
-    if resize == "pad" and max(height, width) <= size:
-        above, left = (size - height) // 2, (size - width) // 2
-        padding = (above, size - height - above), (left, size - width - left), (0, 0)
+        resized = Image.fromarray(image[..., 0] if grey else image).resize(size[::-1], FILTERS[resize])
+        return np.asarray(resized).reshape(*size, channels)
+    if resize == "pad" and height <= size[0] and width <= size[1]:
+        above, left = (size[0] - height) // 2, (size[1] - width) // 2
+        padding = (above, size[0] - height - above), (left, size[1] - width - left), (0, 0)
         return np.pad(image, padding)
-    allowed = f"{(size, size)}, which is config.data.image_size"
-    fix = f"set config.data.image_size = {height}, or " if height == width else ""
+    allowed = f"{size}, the config's height and width"
+    fix = f"set config.data.image_size = {height}"
+    fix += ", or " if height == width else f" and config.data.image_width = {width}, or "
     fix += "resize the images, those of a data set with config.data.resize"
     raise ValueError(refusal(f"size of {title}", (height, width), allowed, fix))
 
 
-def _central(image: np.ndarray, side: int) -> np.ndarray:
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    return image[top : top + side, left : left + side]
+def _central(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _largest(size: tuple[int, int], *, within: tuple[int, int]) -> tuple[int, int]:
+    """The largest (height, width) of the shape of ``size`` that fits, to whole pixels.
+
+    Example:
+        >>> _largest((2, 3), within=(100, 90))
+        (60, 90)
+    """
+    scale = min(within[0] / size[0], within[1] / size[1])
+    return max(round(scale * size[0]), 1), max(round(scale * size[1]), 1)
 
 
 def load(data: Any) -> UInt8[np.ndarray, "n h w c"]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from configs import image_shape
 from models.ddpm import DDPM
 from models.layers import AnyArray
 from models.ncsnpp import NCSNpp
@@ -33,7 +34,8 @@ _LACKING: dict[str, dict[str, Any]] = {
     },
 }
 PUBLISHED = Reading(prediction="published", time="published", sigma_data=None)
-_DATA_FIELDS = ("image_size", "num_channels", "centered")  # of a module; its other fields are config.model's
+# Fields of a module that are config.data's; the others are config.model's
+_DATA_FIELDS = ("image_size", "image_width", "num_channels", "centered")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Network:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Random float32 parameters to start a training with; a third of the time under ``jax.jit``."""
-        image = jnp.zeros((1, self.module.image_size, self.module.image_size, self.module.num_channels))
+        image = jnp.zeros((1, *image_shape(self.module)))
         classes = (jnp.zeros(1, jnp.int32),) if self.module.num_classes else ()
         return dict(self.module.init(key, image, jnp.ones((1,)), *classes)["params"])
 

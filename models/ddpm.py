@@ -49,6 +49,7 @@ class DDPM(nn.Module):
     downsample_padding: int = 0
     freq_shift: int = 1
     num_classes: int = 0
+    image_width: int | None = None
     dtype: Any = jnp.float32
 
     def check(self) -> None:

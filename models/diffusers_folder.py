@@ -185,7 +185,9 @@ def describe(path: Path) -> dict[str, dict[str, Any]]:
     unet_file, scheduler_file = _config_files(path)
     unet = _Options.read(unet_file, ("UNet2DModel",), _UNET, _UNET_ALLOWED)
     scheduler = _Options.read(scheduler_file, _SCHEDULERS, _SCHEDULER, _SCHEDULER_ALLOWED, SAMPLER_OPTIONS)
-    for name in ("sample_size", "in_channels", "layers_per_block", "norm_num_groups"):
+    allowed = "a whole number >= 1, or [height, width]"
+    unet.require("sample_size", all(map(_is_count, _sides(unet["sample_size"]))), allowed)
+    for name in ("in_channels", "layers_per_block", "norm_num_groups"):
         unet.require(name, _is_count(unet[name]), "a whole number >= 1")
     head, channels = unet["attention_head_dim"], _channels(unet)
     unet.require("attention_head_dim", head is None or _is_count(head), "None or a whole number >= 1")
@@ -216,7 +218,13 @@ def describe(path: Path) -> dict[str, dict[str, Any]]:
         "time": "index",
         "sigma_data": None,
     }
-    data = {"image_size": unet["sample_size"], "num_channels": unet["in_channels"], "centered": True}
+    height, width = _sides(unet["sample_size"])
+    data = {
+        "image_size": height,
+        "image_width": None if width == height else width,
+        "num_channels": unet["in_channels"],
+        "centered": True,
+    }
     sde = {
         "name": "discrete_vp",
         "schedule": scheduler["beta_schedule"],
@@ -325,6 +333,12 @@ def _channels(unet: _Options) -> list[int]:
     return channels
 
 
+def _sides(sample_size: Any) -> tuple[Any, Any]:
+    """(height, width) of what a file says of the images' size."""
+    pair = isinstance(sample_size, list) and len(sample_size) == 2
+    return tuple(sample_size) if pair else (sample_size, sample_size)
+
+
 def _attention_sizes(unet: _Options, levels: int) -> tuple[int, ...]:
     """The image sizes with attention, which must be the same on the way down and up."""
     down, up = unet["down_block_types"], unet["up_block_types"]
@@ -335,7 +349,8 @@ def _attention_sizes(unet: _Options, levels: int) -> tuple[int, ...]:
     mirrored = ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
     allowed = f"{mirrored}, with attention at the sizes at which down_block_types has it"
     unet.require("up_block_types", up == mirrored, allowed)
-    return tuple(unet["sample_size"] // 2**level for level, attend in enumerate(attends) if attend)
+    height, _ = _sides(unet["sample_size"])
+    return tuple(height // 2**level for level, attend in enumerate(attends) if attend)
 
 
 def _require_only_pixels(path: Path) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from configs import image_shape
 from models import layers
 from models.layers import AnyArray
 from sde_lib.checks import (
@@ -30,11 +31,12 @@ class NCSNpp(nn.Module):
     """The U-Net; its fields have the names of the published configs' model group.
 
     Attributes:
-        image_size, num_channels: side of the images in pixels, and their number of colours.
+        image_size, num_channels: height of the images in pixels, and their number of colours.
+        image_width: their width in pixels; None for squares.
         centered: whether images have values in [−1, 1]; otherwise they are scaled there from [0, 1].
         nf, ch_mult: channels at the first resolution, and at each resolution as multiples of ``nf``.
         num_res_blocks: residual blocks at each resolution.
-        attn_resolutions: image sizes with attention; the smallest size always has it.
+        attn_resolutions: image heights with attention; the smallest size always has it.
         dropout: dropout rate in training.
         resamp_with_conv: whether resampling includes a convolution, for DDPM blocks.
         conditional: whether the blocks depend on the time.
@@ -83,6 +85,7 @@ class NCSNpp(nn.Module):
     init_scale: float = 0.0
     scale_by_sigma: bool = False
     num_classes: int = 0
+    image_width: int | None = None
     dtype: Any = jnp.float32
 
     def check(self) -> None:
@@ -255,13 +258,14 @@ def check_common(module: Any) -> None:
     )
     levels = len(module.ch_mult)
     factor = 2 ** (levels - 1)
-    require(
-        _is_whole(module.image_size, factor) and module.image_size % factor == 0,
-        "image_size",
-        module.image_size,
-        f"a multiple of {factor}, since {levels} resolutions halve it {levels - 1} times",
-        "shorten ch_mult, or choose another image_size",
-    )
+    for name, side in zip(("image_size", "image_width"), image_shape(module)[:2], strict=True):
+        require(
+            _is_whole(side, factor) and side % factor == 0,
+            name,
+            side,
+            f"a multiple of {factor}, since {levels} resolutions halve it {levels - 1} times",
+            f"shorten ch_mult, or choose another {name}",
+        )
     sizes = [module.image_size // 2**level for level in range(levels)]
     require(
         all(size in sizes for size in module.attn_resolutions),
@@ -285,13 +289,13 @@ def _is_whole(value: Any, least: int) -> bool:
 
 def check_images(module: Any, x: AnyArray) -> None:
     """Raises ValueError unless x has the size and the channels that the network was built for."""
-    expected = (module.image_size, module.image_size, module.num_channels)
+    expected = image_shape(module)
     require(
         x.shape[1:] == expected,
         "x.shape",
         x.shape,
         f"(batch, {', '.join(map(str, expected))})",
-        "set image_size and num_channels to those of the images",
+        "set image_size, image_width and num_channels to those of the images",
     )
 
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "solvers": {"sde_lib"},
     "models": {"sde_lib", "configs"},
     "configs.checkpoint": {"sde_lib", "configs", "models"},  # a config that a checkpoint states
-    "data": {"sde_lib"},
+    "data": {"sde_lib", "configs"},
     "evaluation.store": {"sde_lib", "solvers"},
     "evaluation.metrics": {"sde_lib", "solvers", "models", "evaluation.store"},
     "training": {"sde_lib", "configs", "solvers", "models", "data", "evaluation.store"},

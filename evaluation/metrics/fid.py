@@ -42,7 +42,8 @@ class Source:
         preprocessing: what it does to uint8 images first, in words.
         data: name of the data set with its crop and resize, or "samples".
         split: the part of it, such as "all" or "train".
-        image_size, num_channels: of the images; None where they do not matter.
+        image_size, num_channels: of the images; None where they do not matter. Of images that are no squares
+            the size is [height, width].
         content: fingerprint of the images, as by ``data.datasets.fingerprint``; None if it is not known.
     """
 
@@ -51,7 +52,7 @@ class Source:
     preprocessing: str
     data: str
     split: str
-    image_size: int | None = None
+    image_size: int | list[int] | None = None
     num_channels: int | None = None
     content: str | None = None
 

@@ -54,7 +54,7 @@ def from_config(config: Any, *, num_samples: int | None = None) -> Measurement:
         config, num_samples="config.eval.num_samples" if num_samples is None else "number of images"
     ):
         count = settings.num_samples if num_samples is None else num_samples
-        measurement.check(count, configs.image_shape(config), num_images)
+        measurement.check(count, configs.image_shape(config.data), num_images)
     with _keys_named(config):
         statistics = reference.find(
             network, given=settings.reference, pieces=lambda: _pieces(config), **described

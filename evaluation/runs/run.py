@@ -64,7 +64,7 @@ class Run:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of a sample."""
-        return configs.image_shape(self.config)
+        return configs.image_shape(self.config.data)
 
     @property
     def title(self) -> str:
@@ -104,7 +104,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     conditional.check(config)
     conditional.guided(config, _never_called, sde)
     require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
-    shape = configs.image_shape(config)
+    shape = configs.image_shape(config.data)
     # a solver refuses a process that it does not serve; here no numbers are computed
     jax.eval_shape(lambda key: solver.init(sde, key, shape, jnp.float32), jax.random.key(0))
     network = models.build(config)
@@ -336,7 +336,7 @@ def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int
             sde,
             solver,
             key=jax.random.key(config.seed),
-            shape=configs.image_shape(config),
+            shape=configs.image_shape(config.data),
             num_samples=PICTURED,
             batch_size=config.eval.batch_size,
             conditions=classes,

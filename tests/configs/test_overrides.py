@@ -27,7 +27,8 @@ VALUES = {
     tuple: st.lists(st.integers(-1, 4), max_size=3).map(tuple),
 }
 NAMES = ["ve/digits_adaptive", "vp/digits_adaptive"]
-LARGE = ("model.nf", "data.image_size", "data.num_channels")  # nobody waits for a network of 2^31 channels
+# nobody waits for a network of 2^31 channels
+LARGE = ("model.nf", "data.image_size", "data.image_width", "data.num_channels")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -24,6 +24,37 @@ def _data(**changes):
     return data
 
 
+@pytest.mark.parametrize(
+    ("given", "changes", "expected"),
+    [
+        # as it is
+        ((2, 3), {}, [[0, 1, 2], [3, 4, 5]]),
+        # the rows between the outer ones have the shape of the target, and squares of four pixels their mean
+        ((6, 6), {"resize": "box"}, [[10, 12, 14], [22, 24, 26]]),
+        # zeros around, the odd one to the right
+        ((2, 2), {"resize": "pad"}, [[0, 1, 0], [2, 3, 0]]),
+    ],
+)
+def test_images_need_not_be_squares(given, changes, expected, tmp_path):
+    image = np.arange(np.prod(given), dtype=np.uint8).reshape(1, *given, 1)
+    np.savez(tmp_path / "images.npz", images=image)
+    data = _data(name="mine", path=str(tmp_path / "images.npz"), image_size=2, image_width=3, **changes)
+    np.testing.assert_array_equal(datasets.load(data)[0, ..., 0], expected)
+    assert datasets.describe(data)["image_size"] == [2, 3]
+
+
+def test_other_sizes_than_the_rectangles_are_refused(tmp_path):
+    np.savez(tmp_path / "images.npz", images=np.zeros((1, 4, 6, 1), np.uint8))
+    given = {"name": "mine", "path": str(tmp_path / "images.npz"), "image_size": 2, "image_width": 3}
+    fix = "set config.data.image_size = 4 and config.data.image_width = 6, or resize the images"
+    with pytest.raises(ValueError, match=rf"size of .* must be \(2, 3\), .* \(got \(4, 6\)\): {fix}"):
+        datasets.load(_data(**given))
+    with pytest.raises(ValueError, match=r"config.data.crop must be None for images that are no squares"):
+        datasets.load(_data(**given, crop=2))
+    with pytest.raises(ValueError, match=r"config.data.image_width must be .* \(got -3\)"):
+        datasets.load(_data(**given | {"image_width": -3}))
+
+
 def _prepare(images, **changes):
     return np.asarray(batches.prepare(jax.random.key(0), jnp.asarray(images), _data(**changes)))
 

@@ -396,7 +396,7 @@ UNET_REFUSED = {
     "num_train_timesteps": (1000, "None"),
     "out_channels": (6, "3, the number of in_channels"),
     "resnet_time_scale_shift": ("scale_shift", "'default'"),
-    "sample_size": (None, "a whole number >= 1"),
+    "sample_size": ([32, 0], r"a whole number >= 1, or \[height, width\]"),
     "time_embedding_dim": (256, "None or 128"),
     "time_embedding_type": ("fourier", "'positional'"),
     "up_block_types": (

@@ -13,6 +13,7 @@ import pytest
 
 import models
 import sde_lib
+from configs import image_shape
 from tests.models import slow, tiny
 
 # Together they give each option all of its values
@@ -61,13 +62,15 @@ CASES = {
         "progressive_input": "input_skip",
         "progressive_combine": "cat",
     },
+    "rectangles": {"width": 16, "fir": True, "progressive": "output_skip"},
+    "ddpm, rectangles": {"name": "ddpm", "width": 16},
     "fourier without its use": {"sde": "ve", "embedding_type": "fourier", "conditional": False},
 }
 
 
 def setting(options):
     config = tiny.config(**options)
-    x = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((2, *image_shape(config.data))).astype(np.float32)
     label = np.array([0.05, 3.0] if config.sde.name == "ve" else [1.0, 600.0], np.float32)
     return config, x, label
 

@@ -20,11 +20,12 @@ import models
 from configs.base import get_config
 
 
-def config(name: str = "ncsnpp", sde: str = "vp", **options: Any) -> Any:
-    """A whole config of a network of two resolutions on 8x8 colour images."""
+def config(name: str = "ncsnpp", sde: str = "vp", width: int | None = None, **options: Any) -> Any:
+    """A whole config of a network of two resolutions on colour images of 8x8, or of another width."""
     config: Any = get_config()
     config.sde.name = sde
     config.data.image_size = 8
+    config.data.image_width = width
     config.data.num_channels = 3
     config.data.centered = sde != "ve"
     base = {"name": name, "nf": 32 if name == "ddpm" else 4, "ch_mult": (1, 2), "num_res_blocks": 1}

@@ -150,7 +150,13 @@ def test_rows_whose_shape_changes_are_refused():
 # --- starts ---
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# One solver of each kind of state is quick: its own times, a fixed grid, and a grid with a history
+QUICK = ("adaptive", "adaptive_exponential", "euler_maruyama", "unipc")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SOLVERS]
+)
 def test_every_solver_starts_from_any_time(name):
     """Samples of the marginals at several times come out as the data: mean 0.3 and deviation 0.2."""
     problem, count = Gaussian(), 256

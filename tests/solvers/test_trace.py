@@ -46,7 +46,13 @@ def traced(name, **settings):
     return trace(Gaussian().score_fn(SDES[sde]), SDES[sde], solver, **{**SETTINGS, **settings})
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("rk45", "euler_maruyama") else ())
+        for name in SOLVERS
+    ],
+)
 def test_the_samples_are_those_of_the_driver_and_the_steps_lead_to_them(name):
     solver, sde = SOLVERS[name]
     found = whole(name)

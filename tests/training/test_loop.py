@@ -315,6 +315,19 @@ def test_a_training_on_classes(tiny, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_training_on_rectangles_ends_in_samples_of_their_shape(tiny, tmp_path):
+    np.savez(tmp_path / "wide.npz", images=np.full((8, 4, 6, 3), 128, np.uint8))
+    config = tiny_config(num_steps=2)
+    config.data.update({"name": "wide", "path": str(tmp_path / "wide.npz"), "image_size": 4})
+    config.data.update({"image_width": 6, "num_channels": 3})
+    config.model.checkpoint = str(_train(tmp_path / "training", config))
+    config.solver.update({"name": "unipc", "num_steps": 3})
+    config.eval.num_samples = 2
+    run.sample_and_evaluate(run.prepare(config, name="wide"), tmp_path / "run", measurement=None)
+    (shard,) = (tmp_path / "run" / "samples").glob("shard_*.npz")
+    assert np.load(shard)["images"].shape == (2, 4, 6, 3)
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_no_workdir(tiny, tmp_path):
     first = _train(tmp_path / "first", tiny_config(num_steps=1))
     other = tiny_config()

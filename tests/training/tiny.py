@@ -20,6 +20,7 @@ from sde_lib.predictions import Reading
 
 class TinyNet(nn.Module):
     image_size: int
+    image_width: int | None
     num_channels: int
     num_classes: int
     dropout: float
@@ -39,7 +40,8 @@ class TinyNet(nn.Module):
 def tiny_network(config: Any) -> models.Network:
     """Takes the place of ``models.build``."""
     data, model = config.data, config.model
-    module: Any = TinyNet(data.image_size, data.num_channels, model.num_classes, model.dropout)
+    sizes = data.image_size, data.image_width, data.num_channels
+    module: Any = TinyNet(*sizes, model.num_classes, model.dropout)
     reading = Reading(prediction="edm", time="published", sigma_data=model.sigma_data)
     return models.Network(module, reading)
 
