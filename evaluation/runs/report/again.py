@@ -95,9 +95,10 @@ def _found(result: Mapping[str, Any], identity: Mapping[str, Any], identity_of: 
 def _changes(config: Any, wanted: dict[str, Any], identity_of: Any) -> dict[str, Any]:
     """Gives a config the settings of an identity; returns those that were set."""
     given = configs.flat(config)
-    # settings that the process or the solver does not have come first, or its name would be refused
-    foreign = dict.fromkeys(key for key in given if key.startswith(("sde.", "solver.")) and key not in wanted)
     names = {key: wanted[key] for key in ("sde.name", "solver.name") if key in wanted}
+    groups = tuple(key.removesuffix("name") for key in names)
+    # settings that the process or the solver does not have go first, or its name would be refused
+    foreign = dict.fromkeys(key for key in given if key.startswith(groups) and key not in wanted)
     config.update_from_flattened_dict(foreign | names)
     own = dict(settings_of(identity_of(config)[0]))
     settings = {

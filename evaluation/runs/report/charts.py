@@ -143,7 +143,7 @@ def histogram(counts: Int[np.ndarray, " n"], *, says: str, x_name: str, unit: st
     x, y = _Linear(low - 0.5, float(edges[-1]) - 0.5), _Linear(0, 1.05 * float(heights.max()))
     drawn = [*_grid(y, across=False), *_grid(x, across=True, lines=False)]
     for edge, height in zip(edges[:-1].tolist(), heights.tolist(), strict=True):
-        begin, top = x.share(edge - 0.5), y.share(height)
+        begin, top = x.share(edge - 0.5), y.share(float(height))
         rows = {"x": _percent(begin), "width": _percent(x.share(edge + width - 0.5) - begin)}
         bar = element("rect", **rows, y=_percent(1 - top), height=_percent(top), class_="bar")
         whole = element("rect", **rows, y="0", height="100%", class_="hit")

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,8 +55,15 @@ class Cell:
 
     def figure(self, key: str) -> float | None:
         """A number of the result; None if it is absent or not a finite number."""
-        value: Any = self.result.get(key)
-        return float(value) if is_number(value) and math.isfinite(value) else None
+        return finite(self.result.get(key))
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The ends of an interval of the result; None if it is absent or not two finite numbers."""
+        ends = self.result.get(key)
+        found = (
+            [number for end in ends if (number := finite(end)) is not None] if isinstance(ends, list) else []
+        )
+        return (found[0], found[1]) if len(found) == 2 else None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,6 +86,12 @@ class Cell:
     def has_place(self) -> bool:
         """Whether a logarithmic plot of FID against evaluations has a place for it."""
         return (self.figure("fid") or 0) > 0 and (self.figure("nfe_mean") or 0) > 0
+
+
+def finite(value: Any) -> float | None:
+    """A value as a number; None if it is not a finite number, or too large for one."""
+    largest = sys.float_info.max
+    return float(value) if is_number(value) and -largest <= value <= largest else None
 
 
 def kind_of(result: Mapping[str, Any]) -> str:

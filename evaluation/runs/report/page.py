@@ -29,7 +29,7 @@ from evaluation.runs.report.charts import Element, element
 from evaluation.runs.report.contents import IMAGES, LIKELIHOODS, SAMPLES, Cell, Contents, Row
 from evaluation.runs.report.meanings import COST, QUALITY, Figure, counted, text
 from evaluation.store.files import atomic_file, read_file
-from sde_lib.checks import is_number, require
+from sde_lib.checks import require
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html")  # beside it are its style and its script
@@ -232,9 +232,7 @@ def _card(figure: Figure, cell: Cell) -> Element | None:
 
 
 def _interval(figure: Figure, cell: Cell) -> str:
-    ends = cell.result.get(figure.interval)
-    if not (isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))):
-        return ""
+    ends = cell.interval(figure.interval) or ()
     return " to ".join(format(end, figure.form) for end in ends)
 
 
