@@ -29,6 +29,7 @@ MODES = {
     "trace": "draw the first --num_samples samples, with a picture of every step and an animation",
     "sweep": "run every cell of --sweep; writes one table and one plot of FID against NFE",
     "reproduce": "run a table of the paper, given by --table, and print it beside the published numbers",
+    "report": "make one page of HTML of what --workdir holds, a run, a sweep or a table: report.html",
     "stats": "compute the reference statistics of the config's data and store them",
     "train": "train the config's model, from --checkpoint if given; resumes after an interruption",
     "convert": "write --checkpoint to --out in this project's format",
@@ -41,6 +42,7 @@ USED = {
     "trace": {"config", "workdir", "checkpoint", "num_samples"},
     "sweep": {"config", "workdir", "checkpoint", "sweep"},
     "reproduce": {"workdir", "table", "num_samples", "seeds", "batch_size"},
+    "report": {"workdir"},
     "stats": {"config"},
     "train": {"config", "workdir", "checkpoint"},
     "convert": {"config", "checkpoint", "out"},
@@ -114,6 +116,8 @@ def main(argv: list[str]) -> None:
         case "reproduce":
             counts = {"num_samples": NUM_SAMPLES.value, "seeds": SEEDS.value, "batch_size": BATCH_SIZE.value}
             modes.reproduce(given, TABLE.value or "", **counts)
+        case "report":
+            modes.write_report(given)
         case "stats":
             modes.store_statistics(given)
         case "train":

@@ -95,7 +95,12 @@ def measure(
     """
     workdir = epath.Path(workdir)
     check(run.config)
-    identity, config_hash = identity_of(run, images, content)
+    identity, config_hash = identity_of(
+        run.config,
+        checkpoint_sha256=run.weights["checkpoint_sha256"],
+        images=f"{images.name}:{images.split}:{images.count}",
+        images_sha256=content,
+    )
     results.read(workdir)  # refuses somebody else's file of this name
     workdirs.claim(workdir, identity, file="likelihood.json", holds="likelihoods", writes=WRITES)
     count = min(run.config.eval.num_samples, images.count)
@@ -125,21 +130,29 @@ def measure(
     return results.read(workdir)[-1]
 
 
-def identity_of(run: Run, images: datasets.Images, content: str | None) -> tuple[dict[str, Any], str]:
-    """Everything that decides the likelihoods, and its hash."""
-    samples = keys.identity(run.config, keys.SAMPLES)
+def identity_of(
+    config: Any, *, checkpoint_sha256: str | None, images: str | None, images_sha256: str | None
+) -> tuple[dict[str, Any], str]:
+    """Everything that decides the likelihoods, and its hash.
+
+    Args:
+        config: the whole config.
+        checkpoint_sha256: of the weights.
+        images, images_sha256: the images as name:split:number, and their fingerprint.
+    """
+    samples = keys.identity(config, keys.SAMPLES)
     decided = {key: value for key, value in samples.items() if not key.startswith(("solver.", "eval."))}
-    accuracy = keys.identity(run.config, keys.LIKELIHOODS)
+    accuracy = keys.identity(config, keys.LIKELIHOODS)
     if accuracy["likelihood.divergence"] == "hutchinson":
-        accuracy["likelihood.num_probes"] = run.config.likelihood.num_probes or PROBES
+        accuracy["likelihood.num_probes"] = config.likelihood.num_probes or PROBES
     return results.hashed(
         {
-            "checkpoint_sha256": run.weights["checkpoint_sha256"],
+            "checkpoint_sha256": checkpoint_sha256,
             **decided,
             **accuracy,
-            "eval.max_evaluations": run.config.eval.max_evaluations,
-            "images": f"{images.name}:{images.split}:{images.count}",
-            "images_sha256": content,
+            "eval.max_evaluations": config.eval.max_evaluations,
+            "images": images,
+            "images_sha256": images_sha256,
         }
     )
 

@@ -19,6 +19,7 @@ from evaluation.runs import likelihood as likelihoods
 from evaluation.runs import reproduce as tables_again
 from evaluation.runs import sweep as cells
 from evaluation.runs import trace as traces
+from evaluation.runs.report import page
 from evaluation.store.files import work_folder
 from evaluation.store.processes import ALONE, Processes
 from sde_lib.checks import require, require_choice, require_count
@@ -135,6 +136,13 @@ def reproduce(
     folder = work_folder(given.workdir or f"runs/table_{table}")
     text = tables_again.reproduce(table, folder, command=given.command, **counts)
     print(f"{text}\nwritten to {folder}/table_{table}.*")
+
+
+def write_report(given: Given) -> None:
+    """Writes one page of HTML of what a workdir holds."""
+    allowed = "the folder of a run, a sweep or a table"
+    require(given.workdir, "--workdir", given.workdir, allowed, "add --workdir=DIR, as main.py printed it")
+    print(page.write(work_folder(given.workdir or "")))
 
 
 def store_statistics(given: Given) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -196,8 +196,7 @@ def _table_rows(
     """A row for each group of seeds; a solver's lines run along the number with most values."""
     names = {_without(cell, "seed"): solver for cell, solver in solvers.items()}
     along = {
-        solver: _most_varied([cell for cell in measured if names[cell] == solver])
-        for solver in names.values()
+        solver: most_varied([cell for cell in measured if names[cell] == solver]) for solver in names.values()
     }
     keys = [key for cell in measured for key, _ in cell if key != "solver.name"]
     rows = []
@@ -217,7 +216,7 @@ def _table_rows(
     return rows
 
 
-def _most_varied(cells: Sequence[Cell]) -> str:
+def most_varied(cells: Iterable[Iterable[tuple[str, Any]]]) -> str:
     """The key with most different numbers, the first of several; empty without a number."""
     values: dict[str, set[Any]] = {}
     for key, value in (pair for cell in cells for pair in cell):

@@ -105,7 +105,12 @@ def test_nothing_is_measured_twice_and_an_interruption_keeps_what_is_finished(
 
 def test_a_workdir_with_other_likelihoods_is_refused(prepared, tmp_path):
     images, content = open_held_out(prepared.config, None)
-    identity, _ = likelihood.identity_of(prepared, images, content)
+    identity, _ = likelihood.identity_of(
+        prepared.config,
+        checkpoint_sha256=prepared.weights["checkpoint_sha256"],
+        images=f"{images.name}:{images.split}:{images.count}",
+        images_sha256=content,
+    )
     workdir.claim(tmp_path, identity, file="likelihood.json", holds="likelihoods")
     other = dataclasses.replace(prepared, config=config_of(**{"likelihood.rtol": 0.1}))
     with pytest.raises(ValueError, match=r"holds likelihoods of this config .*likelihood.rtol = 0.1"):
