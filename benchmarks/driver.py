@@ -7,11 +7,13 @@ The overhead compares two times for one evaluation of a batch, on one device: th
 the jitted network called equally often in a bare loop at the same batch size. The networks are the shipped
 digits network at batch 64, and ve/cifar10 at full size with random weights at batch 16, where each sample is
 cut off after a few evaluations. The two take turns and the best turn of each counts, because a disturbance
-can only make a run slower. The driver's time includes the solver's own arithmetic and noise. Each call in the
-bare loop waits for the one before, as in a sampler: on CPUs, independent calls would run side by side and be
-faster than any sampler can be.
+can only make a run slower. A third turn draws the same samples with a condition, a number for each that the
+score ignores: it shows what it costs to keep every sample's condition on its lane. The driver's time includes
+the solver's own arithmetic and noise. Each call in the bare loop waits for the one before, as in a sampler:
+on CPUs, independent calls would run side by side and be faster than any sampler can be.
 
     <network>.overhead             the driver's seconds over the bare loop's, less 1
+    <network>.conditions           the driver's seconds with a condition over those without, less 1
     <network>.lane_utilization     useful evaluations over lanes × iterations, at batch 64: --num_samples of
                                    the digits network (and of MNIST's with --mnist), and --exact_samples of a
                                    Gaussian's exact score
@@ -70,8 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     def compare(name: str, score_fn: Any, batch_size: int, **settings: Any) -> None:
         seconds = compared(score_fn, turns=parsed.turns, batch_size=batch_size, **settings)
         figures[f"{name}.overhead"] = overhead = seconds["driver"] / seconds["bare loop"] - 1
-        milliseconds = [f"{1000 * seconds[way]:.3f}" for way in ("bare loop", "driver")]
-        rows.append([name, f"{batch_size}", *milliseconds, f"{overhead:+.1%}"])
+        figures[f"{name}.conditions"] = conditions = seconds["conditions"] / seconds["driver"] - 1
+        milliseconds = [f"{1000 * seconds[way]:.3f}" for way in ("bare loop", "driver", "conditions")]
+        rows.append([name, f"{batch_size}", *milliseconds, f"{overhead:+.1%}", f"{conditions:+.1%}"])
 
     compare("digits", digits, BATCH, config=digits_of_few, num_samples=parsed.digits_samples)
     config = cifar10_config()
@@ -96,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         fill("mnist", models.load_score_fn(config), config, parsed.num_samples)
 
     print(f"{machine()}\n")
-    print(markdown(["network", "batch", "bare loop, ms", "driver, ms", "overhead"], rows))
+    times = ["bare loop, ms", "driver, ms", "with conditions, ms"]
+    print(markdown(["network", "batch", *times, "overhead", "of conditions"], rows))
     print()
     print(markdown(["score", "samples", "batch", "NFE", "lane utilization"], busy))
     if parsed.json:
@@ -145,15 +149,27 @@ def drawn(score_fn: Any, *, config: Any, **settings: Any) -> solvers.Solution:
 
 
 def compared(score_fn: Any, *, config: Any, batch_size: int, turns: int, **settings: Any) -> dict[str, float]:
-    """Seconds for one evaluation of a batch by the driver and by a bare loop, each in its best turn."""
+    """Seconds for one evaluation of a batch by a bare loop, by the driver, and by the driver with conditions.
+
+    Each is that of its best turn.
+    """
     bare = bare_loop(score_fn, config=config, batch_size=batch_size)
-    best = {"driver": math.inf, "bare loop": math.inf}
+    rows = np.arange(settings["num_samples"], dtype=np.float32)
+    best: dict[str, float] = dict.fromkeys(("bare loop", "driver", "conditions"), math.inf)
     for _ in range(turns):
-        solution = drawn(score_fn, config=config, batch_size=batch_size, **settings)
-        calls = solution.network_calls
-        best["driver"] = min(best["driver"], solution.seconds_sampling / calls)
-        best["bare loop"] = min(best["bare loop"], bare(calls))
+        plain = drawn(score_fn, config=config, batch_size=batch_size, **settings)
+        ignored = Partial(_ignoring, score_fn)
+        held = drawn(ignored, config=config, batch_size=batch_size, conditions=rows, **settings)
+        seconds = {"bare loop": bare(plain.network_calls)}
+        for way, solution in (("driver", plain), ("conditions", held)):
+            seconds[way] = solution.seconds_sampling / solution.network_calls
+        best = {way: min(best[way], seconds[way]) for way in best}
     return best
+
+
+def _ignoring(score_fn: Any, x: jax.Array, t: jax.Array, condition: jax.Array) -> jax.Array:
+    # 0 · condition can be NaN for all that the compiler knows, so it cannot drop it
+    return score_fn(x, t) + 0 * condition[:, None, None, None]
 
 
 def bare_loop(score_fn: Any, *, config: Any, batch_size: int) -> Callable[[int], float]:

@@ -319,7 +319,9 @@ def _fitted(
         return image
     if resize in FILTERS:
         grey = channels == 1
-        resized = Image.fromarray(image[..., 0] if grey else image).resize((size[1], size[0]), FILTERS[resize])
+        resized = Image.fromarray(image[..., 0] if grey else image).resize(
+            (size[1], size[0]), FILTERS[resize]
+        )
         return np.asarray(resized).reshape(*size, channels)
     if resize == "pad" and height <= size[0] and width <= size[1]:
         above, left = (size[0] - height) // 2, (size[1] - width) // 2

@@ -15,6 +15,7 @@ from tests.test_main import QUICK, ROOT, TIMES, VE, command, results
 
 NUM_SAMPLES = 52  # the last of 7 shards is half full
 SETTINGS = [
+    VE,
     *QUICK,
     "--config.eval.shard_size=8",
     "--config.eval.batch_size=16",
@@ -28,7 +29,7 @@ PATIENT = f"--connect_seconds={LONGEST}"
 def start(*arguments: object, log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
     variables = {**os.environ, **DEVICES, **(environment or {})}
     with log.open("wb") as file:
-        return subprocess.Popen(command(VE, *arguments), cwd=ROOT, env=variables, stdout=file, stderr=file)
+        return subprocess.Popen(command(*arguments), cwd=ROOT, env=variables, stdout=file, stderr=file)
 
 
 def start_together(*arguments: object, count: int, folder: Path) -> list[tuple[subprocess.Popen, Path]]:
@@ -88,7 +89,7 @@ def test_two_processes_make_what_one_makes(alone, tmp_path):
 
 @pytest.mark.slow
 def test_more_processes_than_samples_end_well(tmp_path):
-    settings = [*QUICK, "--mode=sample", "--config.eval.num_samples=1", f"--workdir={tmp_path}/run"]
+    settings = [VE, *QUICK, "--mode=sample", "--config.eval.num_samples=1", f"--workdir={tmp_path}/run"]
     _, second = finish(*start_together(*settings, PATIENT, count=2, folder=tmp_path))
     assert "process 1 of 2 is done" in second
     (result,) = results(tmp_path / "run")
@@ -127,7 +128,7 @@ def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, message, tmp_path):
     log = tmp_path / "log"
-    (said,) = finish((start(*arguments, f"--workdir={tmp_path}/run", log=log), log), status=2)
+    (said,) = finish((start(VE, *arguments, f"--workdir={tmp_path}/run", log=log), log), status=2)
     assert message in said.splitlines()[-1]
 
 
@@ -152,6 +153,15 @@ def test_any_number_of_processes_makes_what_one_makes(alone, tmp_path, count):
     workdir = tmp_path / "run"
     finish(*start_together(*SETTINGS, PATIENT, f"--workdir={workdir}", count=count, folder=tmp_path))
     check_equal(workdir, alone)
+
+
+@pytest.mark.slow
+def test_every_sample_has_its_class_in_whatever_process_it_is_drawn(tmp_path):
+    guided = ["--config=configs/vp/digits_classes.py", *SETTINGS[1:], "--config.guidance.scale=2.0"]
+    log = tmp_path / "log"
+    finish((start(*guided, f"--workdir={tmp_path}/alone", log=log), log))
+    finish(*start_together(*guided, PATIENT, f"--workdir={tmp_path}/run", count=4, folder=tmp_path))
+    check_equal(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.slow
