@@ -1,0 +1,171 @@
+"""ER-SDE-Solver of order 1, 2 and 3, for the extended reverse SDE (Cui et al., arXiv 2309.06169).
+
+With ρ = σ/α (the paper's λ, and σ for VE), x/α follows the probability flow if the noise scale function φ is
+φ(ρ) = ρ, the reverse SDE if φ(ρ) = ρ², and has the same marginals for others. This is the paper's choice:
+
+    φ(ρ) = ρ (exp(ρ^0.3) + 10)
+
+In log-SNR λ = −log ρ, the share of the reverse SDE's noise is η² = d log φ/d log ρ − 1. It is 1.2 at ρ = 150,
+where VP starts, and below 0.01 at ρ = 0.01. From λ_n to λ_n + h, with the denoised D_n at (x, t_n), P the
+polynomial in ρ through the latest predictions, and e = ∫ η² dλ over the step:
+
+    1.  D_n at (x, t_n)
+    2.  x' = (σ'/σ) e^(−e) x + α' φ(ρ') ∫ P dφ/φ² + σ' √(1 − e^(−2e)) z,    ρ from ρ' to ρ_n
+
+The first step has order 1, the second order 2. In a run of up to ten steps, the order decreases in the same
+way at the end.
+
+The integrals of powers of ρ have no closed form. They are computed with eight Gauss–Legendre nodes in λ, whose
+relative error is below 1e-11 for h up to 2 and below 1e-7 for h up to 4, at all ρ up to 10,000. The published
+code adds up 100 equal parts of the step, which is off by 1 % in the integral of order 2, and in that of order
+3 by 2 % for h = 2 and by up to 30 % for h = 0.1.
+
+Departure: at order 3, the published code takes the latest divided difference for the derivative of P at ρ_n,
+which is only right to first order, so that it converges with order 2. P here passes through all three
+predictions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from sde_lib import SDE, denoise
+from sde_lib.checks import require
+from sde_lib.pytrees import STATIC, register_dataclass
+from solvers.exponential import (
+    Number,
+    divided_differences,
+    latest_times,
+    newton_moments,
+    require_history,
+    steps_back,
+)
+from solvers.fixed_steps import status_after
+from solvers.grids import Grid, UniformLogSNR
+from solvers.interface import Count, Sample, Status, Time
+from solvers.noise import prior_key, standard_normal
+
+POWER, OFFSET = 0.3, 10.0  # of φ
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ERSDEState:
+    x: Sample
+    t: Time
+    key: PRNGKeyArray
+    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
+    status: Count
+    accepted: Count
+    rejected: Count
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ERSDE:
+    """ER-SDE-Solver with the paper's noise scale function: one evaluation a step.
+
+    Attributes:
+        num_steps: number of steps, at least ``order``; another number does not recompile.
+        grid: times at which the steps end; uniform in log-SNR.
+        order: 1, 2 or 3.
+
+    Raises:
+        ValueError: for another order, or fewer steps than the order.
+
+    Example:
+        >>> from solvers import ERSDE
+        >>> ERSDE(num_steps=30)
+        ERSDE(num_steps=30, grid=UniformLogSNR(), order=3)
+    """
+
+    num_steps: int | Count = 30
+    grid: Grid = UniformLogSNR()
+    order: int = dataclasses.field(default=3, metadata=STATIC)
+
+    evaluations_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require(self.order in (1, 2, 3), "order", self.order, "1, 2 or 3", "leave it out for 3")
+        require_history(self.order, self.num_steps)
+
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> ERSDEState:
+        x = sde.prior(prior_key(key), shape, dtype)
+        return ERSDEState(
+            x=x,
+            t=jnp.asarray(sde.T, dtype),
+            key=key,
+            history=(jnp.zeros_like(x),) * (self.order - 1),
+            status=jnp.int32(Status.RUNNING),
+            accepted=jnp.int32(0),
+            rejected=jnp.int32(0),
+        )
+
+    def ask(self, state: ERSDEState) -> tuple[Sample, Time]:
+        return state.x, state.t
+
+    def tell(self, sde: SDE, state: ERSDEState, score: Sample) -> ERSDEState:
+        x, t, n, dtype = state.x, state.t, state.accepted, state.x.dtype
+        t_next, times = latest_times(self.grid, sde, n, self.num_steps, self.order, t.dtype)
+        _, sigma = sde.marginal(t)
+        alpha_next, sigma_next = sde.marginal(t_next)
+        # 1. D_n
+        values = (denoise(sde, x, t, score).astype(dtype), *state.history)
+        # 2. in the share s = (ρ_n − ρ)/(ρ_n − ρ') of the step
+        begin, end = sde.log_snr(t), sde.log_snr(t_next)
+        nodes = [jnp.asarray(_share(begin, end, sde.log_snr(time)), dtype) for time in times]
+        differences = divided_differences(values, nodes, steps_back(n, self.num_steps))
+        weights = newton_moments(nodes, _moments(begin, end, self.order, dtype))
+        integral = sum(weight * d for weight, d in zip(weights, differences, strict=True))
+        added = added_noise(begin, end)
+        done = n + 1
+        z = standard_normal(state.key, done, x.shape, dtype)
+        x_next = (
+            sigma_next / sigma * jnp.exp(-added) * x
+            + alpha_next * integral
+            + sigma_next * jnp.sqrt(-jnp.expm1(-2 * added)) * z
+        )
+        return dataclasses.replace(
+            state,
+            x=x_next.astype(dtype),
+            t=t_next,
+            history=values[:-1] if self.order > 1 else (),
+            status=status_after(done, self.num_steps),
+            accepted=done,
+        )
+
+
+def added_noise(begin: Any, end: Any) -> Any:
+    """∫ η² dλ between two log-SNRs, which is log(φ(ρ)/φ(ρ')) − h.
+
+    Written as it is because a difference of the logarithms would lose the digits of a short step, and because
+    exp(ρ^0.3) may be infinite.
+    """
+    power = jnp.exp(-POWER * end)  # ρ'^0.3
+    grown = power * jnp.expm1(POWER * (end - begin))  # ρ^0.3 − ρ'^0.3
+    return jnp.log1p(jnp.expm1(grown) / (1 + OFFSET * jnp.exp(-power)))
+
+
+def _share(begin: Any, end: Any, log_snr: Any) -> Any:
+    """(ρ_n − ρ)/(ρ_n − ρ') from log-SNRs: 0 at the beginning of the step, 1 at its end."""
+    return jnp.expm1(begin - log_snr) / jnp.expm1(begin - end)
+
+
+def _moments(begin: Any, end: Any, count: int, dtype: Any) -> list[Number]:
+    """φ(ρ') ∫ s^k dφ/φ² over the step, for k < ``count``, with s from 1 at ρ' to 0 at ρ_n."""
+    log_snr = begin + (end - begin) * (1 + jnp.asarray(NODES, dtype)) / 2
+    power = jnp.exp(-POWER * log_snr)
+    eta_squared = POWER * power / (1 + OFFSET * jnp.exp(-power))
+    # φ(ρ')/φ(ρ) and dφ/φ = −(1 + η²) dλ
+    kernel = jnp.exp(log_snr - end - added_noise(log_snr, end)) * (1 + eta_squared)
+    weights = kernel * (end - begin) / 2 * jnp.asarray(WEIGHTS, dtype)
+    s = _share(begin, end, log_snr)
+    # the zeroth has a closed form, so that a constant D is integrated without error
+    constant = -jnp.expm1(begin - end - added_noise(begin, end))
+    return [constant, *(jnp.sum(weights * s**k) for k in range(1, count))]
