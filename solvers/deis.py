@@ -62,8 +62,8 @@ class DEIS:
         num_steps: number of steps, at least 3; another number does not recompile.
         grid: times at which the steps end; uniform in log-SNR, which of the grids here had the least error on
             a mixture around real images, on VP at 10, 20 and 50 steps (on VE it is uniform in t).
-        polynomial: the variable of the polynomials: t, which is tAB-DEIS, or log_rho. docs/solvers.md compares
-            the two; on VE they are the same.
+        polynomial: variable of the polynomials: t, as in tAB-DEIS, or log_rho, which is closer on grids in
+            log-SNR, and less close on grids in t (docs/solvers.md). On VE they are the same.
 
     Raises:
         ValueError: for fewer than three steps, or another variable.

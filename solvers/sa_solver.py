@@ -4,21 +4,22 @@ In the log-SNR λ, from λ_n to λ_n + h, with s = (λ − λ_n)/h, H = (1 + τ�
 (x, t_n), and P_n the polynomial through the latest p predictions, D_n included:
 
     1.  D_n at the predicted x                                    the step's one evaluation
-    2.  x ← x of the last step's 3., but with the polynomial through the latest c predictions, D_n included,
-        and the same z                                            SA-Corrector, eq. 17
-    3.  x' = (σ'/σ) e^(−τ²h) x + α' ∫₀¹ H e^(−H(1−s)) P_n(λ) ds + σ' √(1 − e^(−2τ²h)) z
-                                                                  SA-Predictor, eq. 14, from the corrected x
+    2.  x ← the x' of the last step's 3. with the same z, but     SA-Corrector
+        with the polynomial through the latest c predictions,
+        D_n included
+    3.  x' = (σ'/σ) e^(−τ²h) x + α' ∫₀¹ H e^(−H(1−s)) P_n(λ) ds   SA-Predictor, from the corrected x
+             + σ' √(1 − e^(−2τ²h)) z
 
-τ = 0 is the probability flow, where the method is UniPC's with another choice of coefficients where there is
-only one, and τ = 1 the reverse SDE.
+τ = 0 is the probability flow and τ = 1 the reverse SDE. At τ = 0, with p = 3 and c = 4, a step is one of
+UniPC-3, but for the first two.
 
-As in the paper, the first steps use as many predictions as there are, and the last prediction is not corrected,
-which would take one more evaluation. In a run of up to ten steps, their number decreases in the same way at the
-end.
+As in the paper, the first steps use as many predictions as there are, and the last prediction is not
+corrected, which would take one more evaluation. In a run of up to ten steps, their number decreases in the
+same way at the end.
 
-Departures: τ is constant, where the paper sets it to zero at the first and last noise levels for some data. With
-two predictions, the published code replaces the integral of s by H/2, which changes x' by O(h³); here the
-integral is exact.
+Departures: τ is constant, where the paper sets it to zero at the first and last noise levels of some data.
+With two predictions, the published code replaces the integral of s by H/2, which changes x' by O(h³); here
+the integral is exact.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class SASolver:
         corrector_order: c, the number that the corrector uses, 1 to 4.
 
     Raises:
-        ValueError: for other orders, fewer steps than ``predictor_order``, or a tau that is not a finite number
-            of at least zero.
+        ValueError: for other orders, fewer steps than ``predictor_order``, or a tau that is not a finite
+            number of at least zero.
 
     Example:
         >>> from solvers import SASolver
@@ -106,7 +107,7 @@ class SASolver:
 
     @property
     def _kept(self) -> int:
-        """The number of latest predictions that a step uses, not counting the one that it is corrected with."""
+        """The number of latest predictions that a step uses, without the one that corrects it."""
         return max(self.predictor_order, self.corrector_order - 1)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> SASolverState:
@@ -150,8 +151,8 @@ class SASolver:
             integral = sum(weight * d for weight, d in zip(weights, differences, strict=False))
             return known + alpha_next * integral
 
-        # SA-Corrector of the next evaluation: the polynomial that also passes through D_(n+1) is the one through
-        # the k latest, P, plus (D_(n+1) − P(1)) times (s − s_0) … (s − s_(k−1)) over the same product at s = 1
+        # SA-Corrector of the next evaluation: the polynomial that also passes through D_(n+1) is P, through
+        # the k latest, plus (D_(n+1) − P(1)) times (s − s_0) … (s − s_(k−1)) over the same product at s = 1
         others = self.corrector_order - 1
         products = [jnp.ones_like(h)]
         for node in nodes[:others]:
