@@ -7,10 +7,10 @@ With ρ = σ/α (the paper's λ, and σ for VE), x/α follows the probability fl
 
 In log-SNR λ = −log ρ, the share of the reverse SDE's noise is η² = d log φ/d log ρ − 1. It is 1.2 at ρ = 150,
 where VP starts, and below 0.01 at ρ = 0.01. From λ_n to λ_n + h, with the denoised D_n at (x, t_n), P the
-polynomial in ρ through the latest predictions, and e = ∫ η² dλ over the step:
+polynomial in ρ through the latest predictions, and ν = ∫ η² dλ over the step:
 
     1.  D_n at (x, t_n)
-    2.  x' = (σ'/σ) e^(−e) x + α' φ(ρ') ∫ P dφ/φ² + σ' √(1 − e^(−2e)) z,    ρ from ρ' to ρ_n
+    2.  x' = (σ'/σ) e^(−ν) x + α' φ(ρ') ∫ P dφ/φ² + σ' √(1 − e^(−2ν)) z,    ρ from ρ' to ρ_n
 
 The first step has order 1, the second order 2. In a run of up to ten steps, the order decreases in the same
 way at the end.
@@ -20,9 +20,10 @@ Gauss–Legendre nodes in λ. Their relative error is below 1e-11 for h up to 2 
 all ρ from 0.001 to 10,000. The published code adds up 100 equal parts of the step instead, which is off by
 1 % for s, and for s² by 2 % at h = 2 and by up to 30 % at h = 0.1.
 
-Departure: at order 3, the published code takes the latest divided difference for the derivative of P at ρ_n,
-which is only right to first order, so that it converges with order 2. P here passes through all three
-predictions.
+Departure: at order 3, the published code takes the latest divided difference for the derivative of P at ρ_n.
+That is right to first order only, and so it converges with order 2. Here P passes through all three
+predictions. On a mixture around digits (VP, 20 steps) this changed the mean log-likelihood of samples from
+5.4 to 4.9, where that of true samples is 4.75.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class ERSDE:
 
 
 def added_noise(end: Number, h: Any) -> Any:
-    """e = ∫ η² dλ over the h before the log-SNR ``end``, which is log(φ(ρ)/φ(ρ')) − h.
+    """ν = ∫ η² dλ over the h before the log-SNR ``end``, which is log(φ(ρ)/φ(ρ')) − h.
 
     A difference of the logarithms would lose the digits of a short step, and exp(ρ^0.3) may be infinite.
     """

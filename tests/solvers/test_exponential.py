@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from solvers import ddim, dpm_solver, er_sde, sa_solver
 from solvers.ddim import DDIM
-from solvers.deis import DEIS
+from solvers.deis import DEIS, Polynomial
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.er_sde import ERSDE
 from solvers.exponential import moments, steps_back
@@ -48,7 +49,7 @@ def er_sde_eta(log_rho):
     return jnp.sqrt(jax.vmap(jax.grad(log_noise_scale))(log_rho) - 1)
 
 
-SDE_SOLVERS = {  # the order of the weak error, and the share η of the reverse SDE's noise
+SDE_SOLVERS: dict[str, Any] = {  # the order of the weak error, and the share η of the reverse SDE's noise
     "ddim_eta_1": (DDIM(grid=Rho(), eta=1.0), 1, 1.0),
     "ddim_eta_half": (DDIM(grid=Rho(), eta=0.5), 1, 0.5),
     # The order of the variance is 2 at most, since the noise of the last steps is seen too late. At order 3
@@ -133,7 +134,7 @@ def weak_errors(solver, sde, num_steps, eta, mean=0.3, std=0.2):
     nodes, weights = np.polynomial.legendre.leggauss(400)
     first, last = sde.log_snr(sde.T), sde.log_snr(sde.eps)
     log_rho = -(first + (last - first) * (1 + nodes) / 2)
-    share = eta(log_rho) if callable(eta) else eta
+    share: Any = eta(log_rho) if callable(eta) else eta
     rho = jnp.exp(log_rho)
     lost = jnp.sum(weights * share**2 * rho**2 / (std**2 + rho**2)) * (last - first) / 2
     x = responses(solver, sde, mean, std, num_steps)
@@ -165,6 +166,24 @@ def in_turn(names):
         for i, name in enumerate(names)
         for j, sde in enumerate(SDES)
     ]
+
+
+@pytest.mark.parametrize(
+    ("sde", "grid", "factor"),
+    [
+        ("vp", UniformLogSNR(), 14.2),
+        ("vp", Rho(), 11.2),
+        ("vp", UniformTime(), 0.57),
+        ("ve", UniformLogSNR(), 1.0),  # where log σ is linear in t
+    ],
+)
+def test_the_polynomial_of_deis_that_is_closer_depends_on_the_grid(sde, grid, factor):
+    """The error with polynomials in t over that with log ρ, as docs/solvers.md states it."""
+    of_t, of_log_rho = (
+        global_error(DEIS(grid=grid, polynomial=polynomial), SDES[sde], 20)
+        for polynomial in get_args(Polynomial)
+    )
+    assert of_t / of_log_rho == pytest.approx(factor, rel=0.02)  # 0.57 has two digits
 
 
 @pytest.mark.parametrize(("name", "sde"), in_turn(SDE_SOLVERS))
@@ -251,7 +270,7 @@ def test_the_integrals_of_er_sde_have_their_digits(dtype, tolerance):
     """
     rho, h = np.meshgrid(np.geomspace(1e-3, 1e4, 40), [0.1, 0.5, 1.0, 2.0, 4.0])
     end, h = (h - np.log(rho)).ravel().astype(dtype), h.ravel().astype(dtype)
-    found = np.stack(jax.vmap(lambda end, h: jnp.stack(er_sde.er_moments(end, h, 3)))(end, h))
+    found = np.asarray(jax.vmap(lambda end, h: jnp.stack(er_sde.er_moments(end, h, 3)))(end, h))
     assert found.dtype == dtype
     end, h = end.astype(float)[:, None], h.astype(float)[:, None]
     nodes, weights = np.polynomial.legendre.leggauss(100)
