@@ -10,8 +10,8 @@ In the log-SNR λ, from λ_n to λ_n + h, with s = (λ − λ_n)/h, H = (1 + τ�
     3.  x' = (σ'/σ) e^(−τ²h) x + α' ∫₀¹ H e^(−H(1−s)) P_n(λ) ds   SA-Predictor, from the corrected x
              + σ' √(1 − e^(−2τ²h)) z
 
-τ = 0 is the probability flow and τ = 1 the reverse SDE. At τ = 0, with p = 3 and c = 4, a step that uses three
-predictions is one of UniPC-3.
+τ = 0 is the probability flow and τ = 1 the reverse SDE. At τ = 0, with p = 3 and c = 4, a step that uses
+three predictions is one of UniPC-3.
 
 As in the paper, the first steps use as many predictions as there are, and the last prediction is not
 corrected, which would take one more evaluation. In a run of up to ten steps, their number decreases in the
