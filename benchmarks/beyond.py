@@ -63,6 +63,7 @@ from solvers import (
     DDIM,
     DEIS,
     EDM,
+    ERSDE,
     RK45,
     Adaptive,
     AdaptiveExponential,
@@ -73,6 +74,7 @@ from solvers import (
     PredictorCorrector,
     ReverseDiffusion,
     Rho,
+    SASolver,
     SDEDPMSolverPP,
     Status,
     UniformLogSNR,
@@ -148,6 +150,8 @@ def front(ve: bool) -> Iterator[tuple[str, Any]]:
         yield "DPM++ 3M", DPMSolverPP(num_steps=n, order=3)
         yield "UniPC-3", UniPC(num_steps=n)
         yield "SDE-DPM++ 2M", SDEDPMSolverPP(num_steps=n)
+        yield "ER-SDE-3", ERSDE(num_steps=n)
+        yield "SA-Solver", SASolver(num_steps=n)
         yield "DDIM", DDIM(num_steps=n)
         yield "Heun", Heun(num_steps=n // 2)
         yield "DEIS", DEIS(num_steps=n)

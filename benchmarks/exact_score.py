@@ -14,9 +14,11 @@ evaluation, there is no closed form.)
     residual    mean squared distance of a sample to the centre it came from, over the true one; 1 is right
     modes       number of centres nearest to some sample, over the number that as many true samples hit
 
-Three of the rows compare how rejected steps can draw their noise:
+Some of the rows compare how rejected steps can draw their noise, and others the solvers of the reverse SDE
+that need few evaluations:
 
 python -m benchmarks.exact_score --solvers adaptive,adaptive_hold,adaptive_bridge
+python -m benchmarks.exact_score --solvers er_sde_3,sa_solver,sde_dpm_solver_pp_2m,adaptive_exponential
 
 Every cell is a file below the workdir, named by a hash of all that determines it, the solver's code included.
 A killed run is resumed by the same command, and two runs can share the work by --sdes. The plot is
@@ -50,14 +52,16 @@ from evaluation.metrics.fid import frechet_distance
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from sde_lib import SDE, VESDE, VPSDE
-from solvers import Adaptive, EulerMaruyama, Status, off_the_shelf
+from solvers import Adaptive, AdaptiveExponential, EulerMaruyama, Status, off_the_shelf
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.edm import EDM, Heun
+from solvers.er_sde import ERSDE
 from solvers.langevin import AnnealedLangevin
 from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion
 from solvers.rk45 import RK45
+from solvers.sa_solver import SASolver
 from solvers.unipc import UniPC
 
 SDES: dict[str, Any] = {"ve": VESDE(), "vp": VPSDE()}
@@ -108,6 +112,11 @@ def noisy(
 ) -> Row:
     """The row of a solver of the reverse SDE, by evaluations."""
     return Row(make=make, setting="evaluations", values=values, elsewhere=elsewhere)
+
+
+def few(make: Callable[[int, bool], Any]) -> Row:
+    """The row of a solver of the reverse SDE for few evaluations, the same at every bandwidth."""
+    return noisy(make, (20, 30, 50), (20, 30, 50))
 
 
 def diffrax_steps(name: str) -> Row:
@@ -168,6 +177,12 @@ SOLVERS: dict[str, Row] = {
     "adaptive_bridge": tolerant(
         functools.partial(adaptive, noise_on_rejection="bridge"), "eps_rel", (0.05, 0.02)
     ),
+    "adaptive_exponential": tolerant(
+        lambda eps_rel, ve: AdaptiveExponential(eps_rel=eps_rel),
+        "eps_rel",
+        (0.08, 0.02, 0.007),
+        (0.08, 0.02, 0.007),
+    ),
     "rk45": tolerant(lambda tol, ve: RK45(rtol=tol, atol=tol), "rtol = atol", (1e-1, 1e-2, 1e-3), (1e-2,)),
     "heun": flows(lambda n, ve: Heun(num_steps=n // 2)),
     "edm_churn": noisy(
@@ -179,10 +194,13 @@ SOLVERS: dict[str, Row] = {
     "ddim_eta_1": noisy(lambda n, ve: DDIM(num_steps=n, eta=1.0), (20, 50)),
     "dpm_solver_pp_2m": flows(lambda n, ve: DPMSolverPP(num_steps=n, order=2)),
     "dpm_solver_pp_3m": flows(lambda n, ve: DPMSolverPP(num_steps=n, order=3)),
-    "sde_dpm_solver_pp_2m": noisy(lambda n, ve: SDEDPMSolverPP(num_steps=n), (20, 50)),
+    "sde_dpm_solver_pp_2m": few(lambda n, ve: SDEDPMSolverPP(num_steps=n)),
+    "er_sde_3": few(lambda n, ve: ERSDE(num_steps=n)),
+    "sa_solver": few(lambda n, ve: SASolver(num_steps=n)),
     "unipc_2": flows(lambda n, ve: UniPC(num_steps=n, order=2)),
     "unipc_3": flows(lambda n, ve: UniPC(num_steps=n, order=3)),
     "deis_3": flows(lambda n, ve: DEIS(num_steps=n)),
+    "deis_3_log_rho": flows(lambda n, ve: DEIS(num_steps=n, polynomial="log_rho")),
     "diffrax_sea": diffrax_steps("sea"),
     "diffrax_shark": diffrax_steps("shark"),
     "diffrax_slow_rk": diffrax_steps("slow_rk"),

@@ -53,7 +53,11 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.snr = placeholder(float)  # Langevin steps: 0.16 CIFAR-10 VE, 0.01 VP, 0.075 at 256^2
     solver.corrector_steps = placeholder(int)  # Langevin steps at each noise level
     solver.eta = placeholder(float)  # DDIM, AdaptiveExponential: 0 (ODE) to 1 (all of the noise)
-    solver.order = placeholder(int)  # DPM-Solver++, UniPC
+    solver.order = placeholder(int)  # DPM-Solver++, UniPC, ER-SDE-Solver
+    solver.polynomial = placeholder(str)  # DEIS: variable of its polynomials: t or log_rho
+    solver.tau = placeholder(float)  # SA-Solver: 0 (ODE), 1 (reverse SDE) or any other share of the noise
+    solver.predictor_order = placeholder(int)  # SA-Solver: 1 to 3
+    solver.corrector_order = placeholder(int)  # SA-Solver: 1 to 4
     solver.rtol = placeholder(float)  # RK45: relative tolerance
     solver.atol = placeholder(float)  # RK45: absolute tolerance, data units
     solver.churn = placeholder(float)  # EDM: S_churn, with noise from sigma/alpha churn_min to churn_max

@@ -54,6 +54,10 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "solver.corrector_steps": (SAMPLES,),
     "solver.eta": (SAMPLES,),
     "solver.order": (SAMPLES,),
+    "solver.polynomial": (SAMPLES,),
+    "solver.tau": (SAMPLES,),
+    "solver.predictor_order": (SAMPLES,),
+    "solver.corrector_order": (SAMPLES,),
     "solver.rtol": (SAMPLES,),
     "solver.atol": (SAMPLES,),
     "solver.churn": (SAMPLES,),
@@ -155,6 +159,7 @@ ADDED: dict[str, Any] = {
     "model.num_classes": 0,
     "model.prediction": None,
     "model.time": None,
+    "solver.polynomial": "t",
     "training.ema_warmup": False,
     "training.accumulate": 1,
     "training.label_dropout": 0.1,
@@ -182,6 +187,10 @@ def values(config: Any, what: str) -> dict[str, Any]:
 
 
 def identity(config: Any, what: str) -> dict[str, Any]:
-    """``values`` without the keys that say nothing new: see ``ADDED``."""
-    decided = values(config, what)
+    """``values`` without the keys that say nothing new."""
+    return saying_something(values(config, what))
+
+
+def saying_something(decided: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key, without those that say nothing new: see ``ADDED``."""
     return {key: value for key, value in decided.items() if key not in ADDED or value != ADDED[key]}

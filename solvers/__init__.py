@@ -27,6 +27,7 @@ from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.driver import Solution, sample, stream
 from solvers.edm import EDM, Heun
+from solvers.er_sde import ERSDE
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import Grid, Rho, UniformLogSNR, UniformTime
 from solvers.interface import Solver, Status
@@ -36,6 +37,7 @@ from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, R
 from solvers.presets import from_config
 from solvers.rk45 import RK45
 from solvers.rows import Start
+from solvers.sa_solver import SASolver
 from solvers.trace import Trace, trace
 from solvers.unipc import UniPC
 
@@ -43,6 +45,7 @@ __all__ = [
     "DDIM",
     "DEIS",
     "EDM",
+    "ERSDE",
     "RK45",
     "Adaptive",
     "AdaptiveExponential",
@@ -56,6 +59,7 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "Rho",
+    "SASolver",
     "SDEDPMSolverPP",
     "Solution",
     "Solver",

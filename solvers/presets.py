@@ -13,12 +13,14 @@ from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.edm import EDM, Heun
+from solvers.er_sde import ERSDE
 from solvers.euler_maruyama import EulerMaruyama
 from solvers.grids import Grid, Rho, UniformLogSNR, UniformTime
 from solvers.interface import Solver
 from solvers.langevin import AnnealedLangevin
 from solvers.predictor_corrector import AncestralSampling, PredictorCorrector, ReverseDiffusion
 from solvers.rk45 import RK45
+from solvers.sa_solver import SASolver
 from solvers.unipc import UniPC
 
 SOLVERS: dict[str, type] = {
@@ -37,6 +39,8 @@ SOLVERS: dict[str, type] = {
     "sde_dpm_solver_pp": SDEDPMSolverPP,
     "unipc": UniPC,
     "deis": DEIS,
+    "er_sde": ERSDE,
+    "sa_solver": SASolver,
 }
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral")
 GRIDS: dict[str, Callable[..., Grid]] = {

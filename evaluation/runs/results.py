@@ -174,7 +174,7 @@ def config_identity(
         identity: dotted config key -> value, and checkpoint_sha256; JSON types only.
         hash: 16 hexadecimal digits.
     """
-    settings = {f"solver.{name}": value for name, value in vars(solver).items()}
+    settings = keys.saying_something({f"solver.{name}": value for name, value in vars(solver).items()})
     if (revision := getattr(solver, "revision", None)) is not None:  # a method that has changed since
         settings["solver.revision"] = revision
     others = {

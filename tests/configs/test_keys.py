@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from configs.keys import ADDED, DECIDES, LIKELIHOODS, SAMPLES, TRAINING, WEIGHTS
 from evaluation.runs.results import config_identity
 from sde_lib.presets import PROCESSES
 from sde_lib.presets import settings_of as process_settings
+from solvers.deis import Polynomial
 from solvers.presets import PREDICTORS, SOLVERS, settings_of
 
 KEYS = [key for key in DECIDES if key.startswith("solver.") and key not in ("solver.name", "solver.denoise")]
@@ -39,6 +40,10 @@ VALUES = {
     "corrector_steps": 2,
     "eta": 0.5,
     "order": 2,
+    "polynomial": "log_rho",
+    "tau": 0.5,
+    "predictor_order": 2,
+    "corrector_order": 3,
     "rtol": 0.1,
     "atol": 0.1,
     "churn": 1.0,
@@ -178,3 +183,13 @@ def test_the_identity_holds_what_decides_samples_and_nothing_else():
     unused |= {f"solver.{name}" for name in VALUES.keys() - settings_of("adaptive")} | ADDED.keys()
     assert set(deciding(SAMPLES)) - unused == identity.keys() - {"checkpoint_sha256"}
     assert identity["solver.eps_abs"] == 2 / 256
+
+
+def test_a_setting_that_was_added_to_a_solver_leaves_the_identity_of_stored_samples():
+    config = configs.load("vp/digits_adaptive")
+    before, after = (
+        config_identity(config, solver=solvers.DEIS(polynomial=polynomial), checkpoint_sha256="ff")[0]
+        for polynomial in get_args(Polynomial)
+    )
+    assert after == before | {"solver.polynomial": "log_rho"}
+    assert "solver.polynomial" not in before

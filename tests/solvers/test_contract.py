@@ -19,6 +19,7 @@ from solvers import (
     DDIM,
     DEIS,
     EDM,
+    ERSDE,
     RK45,
     AdaptiveExponential,
     AncestralSampling,
@@ -28,6 +29,7 @@ from solvers import (
     Heun,
     PredictorCorrector,
     ReverseDiffusion,
+    SASolver,
     SDEDPMSolverPP,
     Status,
     UniPC,
@@ -67,6 +69,8 @@ TABLE = {
     "unipc": (UniPC(num_steps=STEPS), {"num_steps": 5}),
     "unipc_2": (UniPC(num_steps=STEPS, order=2), {"num_steps": 5}),
     "deis": (DEIS(num_steps=STEPS), {"num_steps": 5}),
+    "er_sde": (ERSDE(num_steps=STEPS), {"num_steps": 5}),
+    "sa_solver": (SASolver(num_steps=STEPS), {"num_steps": 5, "tau": 0.5}),
 }
 STATIC = {"noise_on_rejection"}
 

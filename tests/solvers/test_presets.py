@@ -84,6 +84,12 @@ def test_settings_reach_the_solver():
             r"config.solver.num_steps must be at least 3 .* \(got 2\)",
         ),
         ({"name": "unipc", "order": 4}, r"config.solver.order must be 2 or 3 \(got 4\)"),
+        ({"name": "er_sde", "order": 0}, r"config.solver.order must be 1, 2 or 3 \(got 0\)"),
+        ({"name": "sa_solver", "tau": -1.0}, r"config.solver.tau must be a finite number >= 0 \(got -1.0\)"),
+        (
+            {"name": "deis", "polynomial": "logrho"},
+            r"config.solver.polynomial must be one of .* \(got 'logrho'\): did you mean 'log_rho'\?",
+        ),
         ({"name": "rk45", "rtol": 0.0}, r"config.solver.rtol must be a number > 0 \(got 0.0\)"),
         (
             {"name": "predictor_corrector", "predictor": "ddim"},
