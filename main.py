@@ -45,7 +45,7 @@ USED = {
     "report": {"workdir"},
     "stats": {"config"},
     "train": {"config", "workdir", "checkpoint"},
-    "convert": {"config", "checkpoint", "out"},
+    "convert": {"config", "checkpoint", "out", "dtype"},
 }
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A config file of configs/.", lock_config=True)
@@ -58,6 +58,7 @@ IMAGES = flags.DEFINE_string(
     "images", None, "For --mode=eval and likelihood: a folder, .zip or .npz of images to measure."
 )
 OUT = flags.DEFINE_string("out", None, "For --mode=convert: the new checkpoint's folder.")
+DTYPE = flags.DEFINE_string("dtype", "float32", "For --mode=convert: of the weights, float32 or bfloat16.")
 SWEEP = flags.DEFINE_multi_string(
     "sweep", [], 'For --mode=sweep: values of keys, all combined: "solver.eps_rel=0.02,0.05 seed=0,1,2".'
 )
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
         case "train":
             modes.train(given)
         case "convert":
-            modes.convert(given, OUT.value or "")
+            modes.convert(given, OUT.value or "", dtype=DTYPE.value)
 
 
 def connect():

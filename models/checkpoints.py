@@ -169,7 +169,9 @@ def restore_params(
     return read_fitting(weights, expected, path), {**weights.metadata, "format": weights.kind}
 
 
-def convert(source: str | Path, target: str | Path, config: Any, command: str = "") -> Path:
+def convert(
+    source: str | Path, target: str | Path, config: Any, command: str = "", *, dtype: str = "float32"
+) -> Path:
     """Writes the averaged weights of a checkpoint of any known format in this project's format.
 
     Args:
@@ -177,6 +179,8 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
         target: the folder to write.
         config: the whole config that describes the checkpoint's model.
         command: kept in the metadata as what made the new checkpoint.
+        dtype: of the weights in the new checkpoint, float32 or bfloat16, which takes half the space. They are
+            float32 again when they are read.
 
     Returns:
         The path of the new checkpoint. Where the source says what it was trained with, the new one says the
@@ -187,6 +191,7 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
         OSError: if it cannot be written.
     """
     target = Path(target)
+    require_choice("dtype", dtype, ("float32", "bfloat16"))
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
         "checkpoint to write",
@@ -205,6 +210,7 @@ def convert(source: str | Path, target: str | Path, config: Any, command: str = 
     described = describe(config, step=metadata["step"], command=command, **origin)
     of_source = stated(path)
     groups = {group: {**described[group], **of_source.get(group, {})} for group in ("model", "data", "sde")}
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return save(target, params, described | groups, force=target.exists())
 
 

@@ -136,6 +136,10 @@ FLAGS = [
         [VE, "--mode=convert", "--checkpoint=assets/digits_ve"],
         "--out must be a folder that does not exist yet (got ''): add --out=DIR",
     ),
+    (
+        [VE, "--mode=convert", "--checkpoint=assets/digits_ve", "--out=new", "--dtype=float16"],
+        "dtype must be one of 'float32', 'bfloat16' (got 'float16')",
+    ),
     ([VE, "--mode=sweep"], "--sweep must be at least one product (got []): add one such as --sweep="),
     ([VE, "--mode=sweep", "--sweep=seed"], "--sweep must be KEY=VALUE,VALUE,… (got 'seed'): write"),
     ([VE, "--mode=sweep", "--sweep=sed=1"], "--sweep key must be a field of the config (got 'sed'): did you"),

@@ -180,9 +180,9 @@ def sampling_command(training_command: str, checkpoint: Path) -> str:
     return shlex.join([*kept, f"--checkpoint={checkpoint}"])
 
 
-def convert(given: Given, target: str) -> None:
+def convert(given: Given, target: str, *, dtype: str) -> None:
     """Writes a checkpoint in this project's format."""
     source = given.checkpoint or ""
     require(source != "", "--checkpoint", source, "the checkpoint to convert", "add --checkpoint=PATH")
     require(target != "", "--out", target, "a folder that does not exist yet", "add --out=DIR")
-    print(models.convert(source, target, given.config, command=given.command))
+    print(models.convert(source, target, given.config, command=given.command, dtype=dtype))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
@@ -111,6 +112,13 @@ def test_every_format_gives_the_averaged_and_on_request_the_raw_weights(made, ki
     if kind != "own":
         renamed = shutil.copy(paths[kind], tmp_path / "weights.bin")
         assert_same(restore(renamed, config)[0], ema)
+
+
+def test_weights_of_half_the_size_are_the_nearest_ones(made, tmp_path):
+    config, ema, _, paths = made
+    path = models.convert(paths["own"], tmp_path / "half", config, dtype="bfloat16")
+    params, _ = restore(path, config)
+    assert_same(params, jax.tree.map(lambda leaf: np.asarray(jnp.bfloat16(leaf), np.float32), ema))
 
 
 @pytest.mark.parametrize("kind", ["own", "jax", "torch"])
