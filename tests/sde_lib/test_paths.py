@@ -139,17 +139,25 @@ def test_the_prior_costs_the_mean_what_the_docstring_says(name):
     assert np.sqrt(sde_variance) == pytest.approx(std, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", PATHS)
+SOLVERS = {
+    "ours": AdaptiveExponential(),
+    "the paper's": Adaptive(eps_abs=2 / 256, noise_on_rejection="bridge"),
+}
+SLOW = [(name, "the paper's") for name in PATHS if name != "table"]
+
+
 @pytest.mark.parametrize(
-    "solver",
-    [AdaptiveExponential(), Adaptive(eps_abs=2 / 256, noise_on_rejection="bridge")],
-    ids=lambda solver: type(solver).__name__,
+    ("name", "solver"),
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if pair in SLOW else ())
+        for pair in itertools.product(PATHS, SOLVERS)
+    ],
 )
 def test_the_adaptive_solvers_draw_a_gaussian(name, solver):
     sde, problem, n = PATHS[name], Gaussian(mean=2.0, std=0.5), 1024
     score_fn = problem.score_fn(sde)
     key = jax.random.key(0)
-    solution = sample(score_fn, sde, solver, key=key, shape=(4,), num_samples=n, denoise=False)
+    solution = sample(score_fn, sde, SOLVERS[solver], key=key, shape=(4,), num_samples=n, denoise=False)
     assert solution.failed == 0
     mean, std = (float(value) for value in problem.marginal(sde, sde.eps))
     # Statistical errors: std/√(4n) of the mean and a share of 1/√(8n) of the deviation, each at five times,

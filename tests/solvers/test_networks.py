@@ -11,7 +11,10 @@ from configs.ve import digits_adaptive as ve
 from configs.vp import digits_adaptive as vp
 
 
-@pytest.mark.parametrize("make_config", [ve.get_config, vp.get_config], ids=["ve", "vp"])
+@pytest.mark.parametrize(
+    "make_config",
+    [pytest.param(ve.get_config, id="ve", marks=pytest.mark.slow), pytest.param(vp.get_config, id="vp")],
+)
 def test_neither_batch_nor_order_changes_a_networks_samples(make_config):
     """A network is another program at another batch shape, and rounding grows along a sample's path."""
     config = make_config()
