@@ -60,10 +60,10 @@ def load(name: str) -> tuple[Callable[[Array], Any], str]:
         allowed = f"{FORM}, of a module that is installed or lies in {folder}"
         fix = f"it cannot be imported ({type(error).__name__}: {error}); correct the name or the module"
         raise ValueError(refusal("features", name, allowed, fix)) from error
-    source = getattr(module, "__file__", None)
+    source = getattr(module, "__file__", None) or ""
     fix = "write it in a file of your own"
     require(source, "features", name, "a function whose module is a file", fix)
-    function = getattr(module, function_name, None)
+    function: Any = getattr(module, function_name, None)
     near = difflib.get_close_matches(function_name, vars(module), n=1)
     fix = f"did you mean {near[0]!r}?" if near else "define it there"
     require(function is not None, "features", name, f"{FORM}, of a function in {source}", fix)
@@ -72,9 +72,11 @@ def load(name: str) -> tuple[Callable[[Array], Any], str]:
     fix = f"name that module, whose file is part of the identity: {defined_in}:{function_name}"
     allowed = f"a function that {module_name} defines itself"
     require(defined_in == module_name, "features", name, allowed, fix)
-    weights = getattr(function, "weights", ())
-    paths = [weights] if isinstance(weights, str | Path) else list(weights)
-    return function, _sha256(name, [str(source), *paths])
+    weights = getattr(function, "weights", [])
+    paths = [weights] if isinstance(weights, str | Path) else weights
+    listed = isinstance(paths, list | tuple) and all(isinstance(path, str | Path) for path in paths)
+    require(listed, f"{name}.weights", weights, "the path of a file, or a list of paths", "correct it")
+    return function, _sha256(name, [source, *paths])
 
 
 def _sha256(name: str, paths: list[str | Path]) -> str:
@@ -113,23 +115,27 @@ class Checked:
         except Exception as error:
             fix = f"it raised {type(error).__name__} for a batch of shape {images.shape}: {error}"
             raise ValueError(refusal("features", self.name, WHAT, fix)) from error
-        features, logits = found if isinstance(found, tuple | list) and len(found) == 2 else (found, None)
-        if logits is None:
-            logits = np.empty((len(images), 0), np.float32)
-        else:
-            self._check("logits", logits, len(images))
-        self._check("features", features, len(images))
-        return np.asarray(features, np.float32), np.asarray(logits, np.float32)
+        if isinstance(found, tuple | list) and len(found) == 2:
+            features, logits = found
+            return self._checked("features", features, images), self._checked("logits", logits, images)
+        return self._checked("features", found, images), np.empty((len(images), 0), np.float32)
 
-    def _check(self, what: str, values: Any, count: int) -> None:
-        shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
-        given = type(values).__name__ if shape is None else f"{dtype} of shape {shape}"
-        fits = shape is not None and len(shape) == 2 and shape[0] == count and shape[1] > 0
-        fix = f"for {count} images its {what} are {given}, and have to be floats of shape ({count}, n)"
-        require(fits and jnp.issubdtype(dtype, jnp.floating), "features", self.name, WHAT, fix)
-        finite = bool(np.isfinite(np.asarray(values, np.float32)).all())
+    def _checked(self, what: str, values: Any, images: Array) -> np.ndarray:
+        """In float32 on the host, or refused."""
+        count = len(images)
+        if is_array := isinstance(values, np.ndarray | Array):
+            given = f"{values.dtype} of shape {values.shape}"
+        else:
+            given = type(values).__name__
+        is_float = is_array and jnp.issubdtype(values.dtype, jnp.floating)
+        fits = is_float and values.ndim == 2 and len(values) == count and values.shape[1] > 0
+        fix = f"for {count} images its {what} are {given}; make them an array of floats of shape ({count}, n)"
+        require(fits, "features", self.name, WHAT, fix)
+        with np.errstate(over="ignore"):  # to infinity, which is refused
+            found = np.asarray(values, np.float32)
         fix = f"some of its {what} are NaN or infinite in float32; check its weights"
-        require(finite, "features", self.name, WHAT, fix)
+        require(bool(np.isfinite(found).all()), "features", self.name, WHAT, fix)
+        return found
 
 
 def sizes(

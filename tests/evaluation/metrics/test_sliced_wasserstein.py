@@ -61,7 +61,7 @@ def test_replicates_are_the_distances_of_drawn_sets():
     sets = random.standard_normal((2, 50, 3))
     drawn = np.random.default_rng(1).integers(50, size=(2, 6, 50))
     expected = [sliced_wasserstein(sets[0][a], sets[1][b]) for a, b in zip(*drawn, strict=True)]
-    assert replicates(*sets, 6) == pytest.approx(expected, rel=1e-12)
+    assert replicates(sets[0], sets[1], 6) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("apart", [False, True])
