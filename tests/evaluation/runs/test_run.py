@@ -1,6 +1,7 @@
 """A run from a config to its figures, in one process."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_a_process_or_data_that_the_weights_do_not_know_is_refused_before_any_wo
 def test_a_run_draws_grey_levels_as_its_config_says(rounding, level):
     config = configs.load("vp/digits_adaptive")
     config.eval.rounding = rounding
-    draw, _ = run.drawing(run.prepare(config, name="digits"))
+    draw: Any = run.drawing(run.prepare(config, name="digits"))[0]
     grey = np.full((1, 8, 8, 1), 0.0021, np.float32)  # in [−1, 1]: 127.77 levels
     assert set(draw.keywords["output"](grey).ravel().tolist()) == {level}
 
