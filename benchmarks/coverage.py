@@ -1,4 +1,4 @@
-"""Count how often the 95 % intervals of the Inception Score and of FID hold what they claim to hold.
+"""Count how often the 95 % intervals of IS, FID and sliced Wasserstein distances hold what they claim.
 
 python -m benchmarks.coverage [--repeats N] [--json FILE]
 
@@ -9,6 +9,9 @@ Their logits are standard normal, with 6 (10 classes), 8 (unsure) or 14 (sure) a
 The interval of FID is for infinitely many samples. Samples and reference are normal here, so this FID is
 known. Their deviations fall from 1 to 0.1 over the features. The samples are from the reference's
 distribution, or from one with every mean shifted by 0.3 deviations and every deviation 1.2 times as large.
+
+The interval of the sliced Wasserstein distance is for infinitely many samples and images. Both are drawn from
+these distributions, so the distance is known for every direction.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from benchmarks.report import machine, write_json
-from evaluation.metrics.bootstrap import FrechetReplicates, interval, weights
+from evaluation.metrics.bootstrap import REPLICATES, FrechetReplicates, interval, weights
 from evaluation.metrics.fid import Moments, Source, fid
 from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.sliced_wasserstein import SCALE, directions, sliced_wasserstein
+from evaluation.metrics.sliced_wasserstein import replicates as of_replicates
 from evaluation.runs.tables import markdown
 
 SOURCE = Source(features="normal", features_sha256="", preprocessing="none", data="normal", split="all")
 SCORES = (("10 classes", 10, 6.0), ("1,008 classes, unsure", 1008, 8.0), ("1,008 classes, sure", 1008, 14.0))
 DISTANCES = (("48 features, same", 48, False), ("48 features, apart", 48, True))
 SIZES = (300, 1000, 5000)  # of the sets; the last for the score only
+FEW = (100, 300)  # of the sets of the sliced Wasserstein distance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,11 @@ def main() -> None:
         (f"FID, {title}", size): partial(of_fid, features, apart, size)
         for title, features, apart in DISTANCES
         for size in SIZES[:2]
+    }
+    cases |= {
+        (f"sliced Wasserstein, {title}", size): partial(of_sliced, features, apart, size)
+        for title, features, apart in DISTANCES
+        for size in FEW
     }
     rows, figures = [], {}
     for (title, size), measure in cases.items():
@@ -118,8 +129,7 @@ def _logits(
 def of_fid(num_features: int, apart: bool, num_samples: int, *, repeats: int, seed: int = 0) -> Found:
     """FIDs and intervals of independent sets; the truth is the sum of (m1 − m2)^2 + (s1 − s2)^2."""
     random = np.random.default_rng(seed)
-    deviations = np.logspace(0, -1, num_features)
-    mean, scaled = (0.3 * deviations, 1.2 * deviations) if apart else (0 * deviations, deviations)
+    deviations, mean, scaled = _normal(num_features, apart)
     reference = Moments(
         count=None, mean=np.zeros(num_features), scatter=np.diag(deviations**2), source=SOURCE
     )
@@ -132,6 +142,45 @@ def of_fid(num_features: int, apart: bool, num_samples: int, *, repeats: int, se
         intervals.append(interval(figures[-1], replicates.result(), lowest=0.0))
     truth = float((mean**2).sum() + ((scaled - deviations) ** 2).sum())
     return Found(truth=truth, figures=np.array(figures), intervals=np.array(intervals))
+
+
+def of_sliced(
+    num_features: int,
+    apart: bool,
+    num_samples: int,
+    *,
+    repeats: int,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Found:
+    """Sliced Wasserstein distances and intervals of independent sets of samples and of images.
+
+    The truth is the mean of (m·u)^2 + (s1 − s2)^2 over the directions u, where s1 and s2 are the deviations
+    of the projections.
+    """
+    random = np.random.default_rng(seed)
+    deviations, mean, scaled = _normal(num_features, apart)
+    figures, intervals = [], []
+    for _ in range(repeats):
+        noise = random.standard_normal((2, num_samples, num_features))
+        sets = mean + scaled * noise[0], deviations * noise[1]
+        figures.append(sliced_wasserstein(*sets))
+        intervals.append(interval(figures[-1], of_replicates(*sets, replicates), lowest=0.0))
+    along = directions(num_features)
+    squared = (along @ mean) ** 2
+    squared += (np.sqrt(along**2 @ scaled**2) - np.sqrt(along**2 @ deviations**2)) ** 2
+    truth = float(SCALE * num_features * squared.mean())
+    return Found(truth=truth, figures=np.array(figures), intervals=np.array(intervals))
+
+
+def _normal(
+    num_features: int, apart: bool
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, " d"], Float64[np.ndarray, " d"]]:
+    """Deviations of the reference, whose mean is 0; and mean and deviations of the samples."""
+    deviations = np.logspace(0, -1, num_features)
+    if not apart:
+        return deviations, 0 * deviations, deviations
+    return deviations, 0.3 * deviations, 1.2 * deviations
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import scipy.linalg
 from benchmarks.convolution import one_convolution, operations, seconds
 from benchmarks.driver import random_weights
 from benchmarks.report import machine, write_json
-from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.features import FeatureNetwork, compiled
 from evaluation.metrics.fid import frechet_distance
 from evaluation.metrics.figures import evaluate
 from evaluation.metrics.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
@@ -97,7 +97,7 @@ def random_inception() -> tuple[FeatureNetwork, float]:
         num_features=NUM_FEATURES,
         num_classes=NUM_CLASSES,
         image_shape=IMAGE_SHAPE,
-        forward=jax.tree_util.Partial(model.apply, random_weights(expected, gain=2.0)),
+        forward=compiled(jax.tree_util.Partial(model.apply, random_weights(expected, gain=2.0))),
         batch_size=BATCH_SIZE,
     )
     return network, operations(model.apply, expected, images)
@@ -166,7 +166,7 @@ def peak_of_evaluation(num_samples: int) -> float:
         num_features=NUM_FEATURES,
         num_classes=NUM_CLASSES,
         image_shape=(8, 8, 1),
-        forward=jax.tree_util.Partial(_layer, kernel),
+        forward=compiled(jax.tree_util.Partial(_layer, kernel)),
     )
 
     def shards() -> Iterator[Samples]:

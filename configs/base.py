@@ -148,14 +148,17 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     # of a class-conditional network: balanced (sample i has class i mod n), all (drawn), or one's number
     evaluation.classes = "balanced"
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
-    # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64
+    evaluation.rounding = "nearest"  # to 256 grey levels: nearest, or truncate as published figures have it
+    # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64, or
+    # a function of your own, MODULE:FUNCTION (docs/evaluation.md)
     evaluation.features = "inception"
     evaluation.inception_weights = placeholder(str)  # its .pth file; None: cached, or downloaded
     evaluation.shard_size = 1024  # samples a file
     evaluation.reference = placeholder(str)  # file of statistics; None for those of the data
 
     evaluation.fid_infinity = False  # also FID extrapolated to infinitely many samples (arXiv 1911.07023)
-    # samples and images of the data that KID, precision and recall, density and coverage compare; 0 for none
+    # samples and images of the data that KID, sliced Wasserstein distance, precision and recall, density and
+    # coverage compare; 0 for none
     evaluation.compared = 0
 
     # --mode=likelihood: log p(x) by the probability-flow ODE, see solvers/likelihood.py

@@ -130,6 +130,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "eval.batch_size": (),
     "eval.classes": (SAMPLES,),
     "eval.max_evaluations": (SAMPLES,),
+    "eval.rounding": (SAMPLES,),
     "eval.features": (),
     "eval.inception_weights": (),
     "eval.shard_size": (),
@@ -147,6 +148,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
 ADDED: dict[str, Any] = {
     "data.image_width": None,
     "eval.classes": "balanced",
+    "eval.rounding": "nearest",
     "guidance.scale": 1.0,
     "guidance.interval": None,
     "guidance.rescale": 0.0,

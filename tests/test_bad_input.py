@@ -263,7 +263,12 @@ CONFIG = [
     *not_a_count("eval.max_evaluations", [VE]),
     *not_a_count("eval.shard_size", [VE]),
     ([VE, "--config.eval.num_samples=5"], "config.eval.num_samples must be at least 10"),
+    ([VE, "--config.eval.rounding=floor"], "config.eval.rounding must be one of 'nearest', 'truncate'"),
     ([VE, "--config.eval.features=digit"], "config.eval.features must be one of "),
+    (
+        [VE, "--config.eval.features=absent_module:f"],
+        "config.eval.features must be MODULE:FUNCTION, of a ",
+    ),
     (
         [VE, "--config.eval.features=mnist"],
         "config.eval.features must be a feature network for images of shape",

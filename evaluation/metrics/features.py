@@ -2,13 +2,15 @@
 
 A feature network is a frozen record: its name, the SHA-256 of its weights, the images it takes, and a pure
 function of uint8 images. Figures of different networks cannot be compared, so feature statistics keep the
-name, hash and preprocessing of their network (see evaluation/metrics/fid.py).
+name, hash and preprocessing of their network (see evaluation/metrics/fid.py). Beside the known networks, any
+function of one's own will do (evaluation/metrics/own_features.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +19,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Float32, UInt8
 
-from evaluation.metrics import inception
+from evaluation.metrics import inception, own_features
 from models import classifier
 from sde_lib.checks import require, require_choice
 
 Features = tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k"]]  # features and logits
 NAMES = (*classifier.CLASSIFIERS, *inception.FEATURES)
+OWN_BATCH = 64  # images that a function of one's own gets at a time
 
 
 @jax.jit
-def _forward(forward: Partial, images: UInt8[Array, "b h w c"]) -> tuple[Array, Array]:
+def _call(forward: Partial, images: UInt8[Array, "b h w c"]) -> tuple[Array, Array]:
     # the weights are leaves of `forward`: arguments of the compiled program, not constants in it
     return forward(images)
+
+
+def compiled(forward: Partial) -> Partial:
+    """The same function, compiled; its pytree leaves are the weights."""
+    return Partial(_call, forward)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +44,14 @@ class FeatureNetwork:
     """A frozen network that turns images into features (for FID, KID, …) and class logits (for IS).
 
     Attributes:
-        name: one of NAMES.
-        sha256: SHA-256 of the weights.
+        name: one of NAMES, or MODULE:FUNCTION.
+        sha256: SHA-256 of the weights; of a function of one's own, that of its files.
         preprocessing: what happens to the uint8 images first, in words.
         num_features: length d of a feature vector.
-        num_classes: number k of logits.
+        num_classes: number k of logits; 0 for a network without any, which gives no Inception Score.
         image_shape: (h, w, c) of the images; None stands for any size.
-        forward: uint8 images [b, h, w, c] -> (features [b, d], logits [b, k]), both float; jit-able, with the
-            weights as pytree leaves, so that it can also be called inside a larger compiled program.
-        batch_size: number of images per call of the compiled program, rounded up to equal numbers per device.
+        forward: uint8 images [b, h, w, c] on the devices -> (features [b, d], logits [b, k]), both float.
+        batch_size: number of images per call of ``forward``, rounded up to equal numbers per device.
 
     Example:
         >>> network = load_features("digits")
@@ -59,7 +66,7 @@ class FeatureNetwork:
     num_features: int
     num_classes: int
     image_shape: tuple[int | None, int | None, int]
-    forward: Partial
+    forward: Callable[[Array], tuple[Any, Any]]
     batch_size: int = 256
 
     def __call__(
@@ -85,16 +92,15 @@ class FeatureNetwork:
         features = np.empty((len(images), self.num_features), np.float32)
         logits = np.empty((len(images), self.num_classes), np.float32)
         backend = jnp if isinstance(images, jax.Array) else np
-        devices = jax.local_device_count()
-        batch_size = -(-self.batch_size // devices) * devices
+        batch_size = _shared(self.batch_size)
         for start in range(0, len(images), batch_size):
             # a copy: JAX keeps its argument until its next call, and a view would keep all images
             batch = backend.array(images[start : start + batch_size])
             count = len(batch)
             if count < batch_size:
                 batch = backend.concatenate([batch, backend.repeat(batch[:1], batch_size - count, axis=0)])
-            batch = jax.device_put(batch, _over_devices(PartitionSpec("device")))
-            batch_features, batch_logits = _forward(self.forward, batch)
+            batch = _put(batch)
+            batch_features, batch_logits = self.forward(batch)
             features[start : start + count] = np.asarray(batch_features, np.float32)[:count]
             logits[start : start + count] = np.asarray(batch_logits, np.float32)[:count]
             if after_batch is not None:
@@ -134,19 +140,39 @@ def _over_devices(spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), ("device",)), spec)
 
 
-def load_features(features: str, inception_weights: str | None = None) -> FeatureNetwork:
+def _put(images: np.ndarray | Array) -> UInt8[Array, "b h w c"]:
+    return jax.device_put(images, _over_devices(PartitionSpec("device")))
+
+
+def _shared(batch_size: int) -> int:
+    """A batch size, rounded up to equal numbers for each device."""
+    devices = jax.local_device_count()
+    return -(-batch_size // devices) * devices
+
+
+def load_features(
+    features: str,
+    inception_weights: str | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+) -> FeatureNetwork:
     """A feature network, with its weights on each of this process's devices.
 
     Args:
-        features: its name, one of NAMES.
+        features: its name, one of NAMES, or MODULE:FUNCTION for a function of one's own.
         inception_weights: the .pth file with the Inception network's weights; by default the one in the cache
             folder, which is downloaded if it is absent.
+        image_shape: (h, w, c) of the images with which a function of one's own is tried; known networks take
+            no notice of it.
 
     Raises:
-        ValueError: for an unknown name, or for weights of another network.
+        ValueError: for an unknown name, for weights of another network, or for a function that is not there
+            or does not give features.
         FileNotFoundError: for absent weights, saying where to get them.
     """
-    require_choice("features", features, NAMES)
+    if ":" in features:
+        return _own(features, image_shape)
+    require_choice("features", features, (*NAMES, own_features.FORM))
     if features in inception.FEATURES:
         forward, sha256 = inception.load_forward(features, inception_weights)
         return FeatureNetwork(
@@ -157,7 +183,7 @@ def load_features(features: str, inception_weights: str | None = None) -> Featur
             num_classes=inception.NUM_CLASSES,
             image_shape=inception.IMAGE_SHAPE,
             # copied to each device once, not with each batch
-            forward=jax.device_put(forward, _over_devices(PartitionSpec())),
+            forward=compiled(jax.device_put(forward, _over_devices(PartitionSpec()))),
             batch_size=64,
         )
     forward, sha256 = classifier.load_forward(features)
@@ -169,5 +195,26 @@ def load_features(features: str, inception_weights: str | None = None) -> Featur
         num_features=network.num_features,
         num_classes=classifier.NUM_CLASSES,
         image_shape=network.image_shape,
-        forward=jax.device_put(forward, _over_devices(PartitionSpec())),
+        forward=compiled(jax.device_put(forward, _over_devices(PartitionSpec()))),
+    )
+
+
+def _own(features: str, image_shape: tuple[int, int, int] | None) -> FeatureNetwork:
+    """The feature network of a function of one's own, after trying the function."""
+    allowed, fix = "the (h, w, c) of the images", "state it, because the function is tried with such images"
+    require(image_shape is not None, "image_shape", image_shape, allowed, fix)
+    assert image_shape is not None
+    function, sha256 = own_features.load(features)
+    forward = own_features.Checked(name=features, function=function)
+    batch_size = _shared(OWN_BATCH)
+    num_features, num_classes = own_features.sizes(forward, (batch_size, *image_shape), put=_put)
+    return FeatureNetwork(
+        name=features,
+        sha256=sha256,
+        preprocessing=own_features.PREPROCESSING,
+        num_features=num_features,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        forward=forward,
+        batch_size=batch_size,
     )

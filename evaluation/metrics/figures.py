@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from evaluation.metrics import bootstrap, neighbours
+from evaluation.metrics import bootstrap, neighbours, sliced_wasserstein
 from evaluation.metrics.features import Features
 from evaluation.metrics.fid import Extrapolation, Moments, fid, require_comparable, warn_if_few
 from evaluation.metrics.inception_score import FEWEST, InceptionScore
@@ -40,8 +40,9 @@ def evaluate(
     samples (evaluation/metrics/bootstrap.py), and is_interval, for the expected score of ``num_samples``
     samples (evaluation/metrics/inception_score.py), each [low, high] or None if the samples are too few or
     the features too many; fid_infinity, None without a reference; and compared (the number of samples and
-    images compared), compared_content (the fingerprint of these images), kid, kid_std, precision, recall,
-    density and coverage; and, of samples with classes that the network knows, accuracy (the share whose class
+    images compared), compared_content (the fingerprint of these images), kid, kid_std, sliced_wasserstein and
+    sliced_wasserstein_interval (for infinitely many samples and images), precision, recall, density and
+    coverage; and, of samples with classes that the network knows, accuracy (the share whose class
     the network finds) and accuracy_interval.
 
     Args:
@@ -67,11 +68,12 @@ def evaluate(
     if measurement is not None:
         if measurement.fid_infinity:
             figures["fid_infinity"] = None
-        of_features.append(_Score(num_samples, measurement))
+        if measurement.network.num_classes:
+            of_features.append(_Score(num_samples, measurement))
         if measurement.reference is not None:
             of_features.append(_Distance(num_samples, measurement, measurement.reference))
         if measurement.compared is not None:
-            of_features.append(_Comparison(num_samples, measurement.compared(), measurement.compared_content))
+            of_features.append(_Comparison(num_samples, measurement, measurement.compared()))
         if 0 < num_classes == measurement.network.num_classes:
             of_features.append(_Accuracy(replicates))
     for samples in shards:
@@ -215,12 +217,13 @@ class _Distance:
 
 
 class _Comparison:
-    """KID, precision, recall, density and coverage, of as many samples as there are images of the data."""
+    """KID and the figures beside it, of as many samples as there are images of the data."""
 
-    def __init__(self, num_samples: int, data: Float[np.ndarray, "m d"], content: str | None):
+    def __init__(self, num_samples: int, measurement: Measurement, data: Float[np.ndarray, "m d"]):
         neighbours.require_enough(len(data), num_samples)
         self._data = data
-        self._content = content
+        self._content = measurement.compared_content
+        self._replicates = measurement.replicates
         self._features = np.empty_like(data)
         self._kept = 0
 
@@ -233,8 +236,16 @@ class _Comparison:
         count = len(self._data)
         # blocks of at most half the set: blocks of the whole set would all be the same
         mean, std = kid(self._features, self._data, block_size=min(BLOCK_SIZE, count // 2))
-        found = neighbours.precision_recall(self._features, self._data)
-        return {"compared": count, "compared_content": self._content, "kid": mean, "kid_std": std, **found}
+        figures = {"compared": count, "compared_content": self._content, "kid": mean, "kid_std": std}
+        sets = self._features, self._data
+        distance = sliced_wasserstein.sliced_wasserstein(*sets)
+        figures["sliced_wasserstein"] = distance
+        if self._replicates:
+            figures["sliced_wasserstein_interval"] = None
+            if count >= bootstrap.FEWEST:
+                replicates = sliced_wasserstein.replicates(*sets, self._replicates)
+                figures["sliced_wasserstein_interval"] = bootstrap.interval(distance, replicates, lowest=0.0)
+        return figures | neighbours.precision_recall(*sets)
 
 
 def nfe_lockstep(steps: Int[np.ndarray, " n"], batch_size: int, evaluations_per_step: int) -> float:

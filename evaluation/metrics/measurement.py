@@ -23,13 +23,14 @@ class Measurement:
         network: gives the features and logits of images.
         reference: statistics of the network's features of the data. Without them there is no FID.
         compared: computes the network's features [m, d] of m images of the data, which m samples are compared
-            with. Without it there is no KID, precision, recall, density or coverage.
+            with. Without it there is no KID, sliced Wasserstein distance, precision, recall, density or
+            coverage.
         num_compared: m, if it is known in advance, so that ``check`` can refuse it.
         compared_content: fingerprint of the data that the samples are compared with, for the record.
         fid_infinity: whether to extrapolate FID to infinitely many samples.
         splits: number of splits of the Inception Score.
-        replicates: number of bootstrap replicates for the 95 % intervals of FID and of the evaluations; 0 for
-            no intervals at all.
+        replicates: number of bootstrap replicates for the 95 % intervals of FID, of the sliced Wasserstein
+            distance and of the evaluations; 0 for no intervals at all.
     """
 
     network: FeatureNetwork
@@ -55,7 +56,7 @@ class Measurement:
             ValueError: for too few samples, for a reference of other features, for a network that does not
                 take such images, or for a number of compared images that the sets do not have.
         """
-        inception_score.require_enough(num_samples, self.splits)
+        inception_score.require_enough(num_samples, self.splits if self.network.num_classes else 0)
         if self.fid_infinity:
             require_enough_for_line(num_samples, self.network.num_features)
         if self.num_compared is not None:

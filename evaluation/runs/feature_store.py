@@ -34,7 +34,8 @@ class FeatureStore:
     """
 
     def __init__(self, folder: epath.PathLike, *, network: FeatureNetwork, samples: SampleStore):
-        self.folder = epath.Path(folder) / f"{network.name}_{network.sha256[:16]}"
+        name = network.name.replace(":", ".")  # which not every disk takes
+        self.folder = epath.Path(folder) / f"{name}_{network.sha256[:16]}"
         self._network = network
         self._samples = samples
         self._claims = Claims(self.folder)

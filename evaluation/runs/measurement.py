@@ -41,7 +41,7 @@ def from_config(config: Any, *, num_samples: int | None = None) -> Measurement:
 
     described = datasets.describe(config.data)
     with _keys_named(config):
-        network = load_features(settings.features, settings.inception_weights)
+        network = _network(config)
     measurement = Measurement(
         network=network,
         compared=compared if settings.compared else None,
@@ -67,11 +67,16 @@ def store_statistics(config: Any) -> tuple[Path, Moments, FeatureNetwork]:
     settings = config.eval
     described = datasets.describe(config.data)
     with _keys_named(config, hints={}):
-        network = load_features(settings.features, settings.inception_weights)
+        network = _network(config)
         path, statistics = reference.store(
             network, given=settings.reference, pieces=lambda: _pieces(config), **described
         )
     return path, statistics, network
+
+
+def _network(config: Any) -> FeatureNetwork:
+    settings, shape = config.eval, configs.image_shape(config.data)
+    return load_features(settings.features, settings.inception_weights, image_shape=shape)
 
 
 def _pieces(config: Any) -> Iterator[np.ndarray]:

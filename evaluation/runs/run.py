@@ -24,10 +24,10 @@ from evaluation.runs.feature_store import FeatureStore
 from evaluation.store import workdir as workdirs
 from evaluation.store.files import make_folder, read_file, require_writable
 from evaluation.store.processes import ALONE, Processes
-from evaluation.store.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
+from evaluation.store.samples import GREY_LEVELS, ROUNDINGS, Samples, SampleStore, to_uint8
 from models import checkpoints
 from sde_lib import ScoreFn
-from sde_lib.checks import require, require_count, require_seed, require_shared
+from sde_lib.checks import require, require_choice, require_count, require_seed, require_shared
 from sde_lib.guidance import evaluations_of
 from solvers.queues import lanes_for
 
@@ -101,6 +101,7 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     counts = ("num_samples", "batch_size", "max_evaluations", "shard_size")
     require_count(**{f"config.eval.{key}": config.eval[key] for key in counts})
     require_seed("config.seed", config.seed)
+    require_choice("config.eval.rounding", config.eval.rounding, ROUNDINGS)
     conditional.check(config)
     conditional.guided(config, _never_called, sde)
     require_shared("config.eval.batch_size", config.eval.batch_size, jax.local_device_count(), "devices")
@@ -199,10 +200,13 @@ def _wanted(run: Run, measurement: Measurement | None) -> dict[str, Any]:
         return {"wanted": wanted | {"features": None, "reference": None}}
     wanted |= {"features": measurement.features_name, "reference": measurement.reference_name}
     wanted["reference_content"] = measurement.reference_content
+    having = []
     if measurement.num_compared is not None:
         wanted |= {"compared": measurement.num_compared, "compared_content": measurement.compared_content}
-    line = measurement.fid_infinity and measurement.reference is not None
-    return {"wanted": wanted, "having": ("fid_infinity",) if line else ()}
+        having.append("sliced_wasserstein")  # which the results of earlier versions lack
+    if measurement.fid_infinity and measurement.reference is not None:
+        having.append("fid_infinity")
+    return {"wanted": wanted, "having": having}
 
 
 def _measure(
@@ -225,7 +229,8 @@ def _measure(
         features_of=None if features is None else features.of,
     )
     solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-    guidance = {key: value for key, value in run.identity.items() if key.startswith(("guidance.", "eval.cl"))}
+    others = ("guidance.", "eval.classes", "eval.rounding")
+    guidance = {key: value for key, value in run.identity.items() if key.startswith(others)}
     if run.evaluations_per_call > 1:
         guidance["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
     first = next(store.shards(min(PICTURED, settings.num_samples)))
@@ -283,7 +288,7 @@ def drawing(run: Run) -> tuple[Callable[..., Iterator[solvers.Solution]], int]:
         shape=run.image_shape,
         conditions=conditional.classes_of(run.config),
         lanes=lanes,
-        output=GREY_LEVELS[run.config.data.centered],
+        output=GREY_LEVELS[run.config.data.centered, settings.rounding],
         denoise=run.config.solver.denoise,
         max_evaluations=settings.max_evaluations,
     )
@@ -374,7 +379,7 @@ def summary(result: dict[str, Any]) -> str:
     if "accuracy" in result:
         parts.append(f"accuracy {result['accuracy']:.3f}")
     if "kid" in result:
-        parts.append(f"KID {result['kid']:.4f}")
+        parts.append(f"KID {result['kid']:.4f}, sliced Wasserstein {result['sliced_wasserstein']:.3f}")
         parts.append(f"precision {result['precision']:.2f}, recall {result['recall']:.2f}")
     if result["nfe_mean"] is not None:
         calls = result.get("score_calls_mean")

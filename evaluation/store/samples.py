@@ -33,24 +33,33 @@ from evaluation.store.files import atomic_file, explained, make_folder, read_fil
 from sde_lib.checks import require
 from solvers import Solution
 
+ROUNDINGS = ("nearest", "truncate")
 
-def to_uint8(x: Float[np.ndarray | Array, "n h w c"], *, centered: bool) -> Any:
-    """Images as grey levels uint8 [n, h, w, c]: each value becomes the nearest level, of 0 to 255.
 
-    The published code cuts off the fraction instead, which darkens every image by half a grey level. NaN (in
-    a failed sample) becomes black, so that failed samples count in FID.
+def to_uint8(x: Float[np.ndarray | Array, "n h w c"], *, centered: bool, rounding: str = "nearest") -> Any:
+    """Images as grey levels uint8 [n, h, w, c], of 0 to 255.
+
+    NaN (in a failed sample) becomes black, so that failed samples count in FID.
 
     Args:
         x: images in [0, 1], or in [−1, 1] if ``centered``. Images on a device stay there.
         centered: as in ``config.data.centered``.
+        rounding: "nearest": each value becomes the nearest level; "truncate": the level below, as in the
+            published code, which darkens images by half a grey level on average.
     """
     numpy = jnp if isinstance(x, jax.Array) else np
     unit = (x + 1) / 2 if centered else x
-    return numpy.rint(numpy.clip(numpy.nan_to_num(unit, nan=0.0), 0, 1) * 255).astype(np.uint8)
+    levels = numpy.clip(numpy.nan_to_num(unit, nan=0.0), 0, 1) * 255
+    return (numpy.rint(levels) if rounding == "nearest" else levels).astype(np.uint8)  # which truncates
 
 
-# By config.data.centered: always the same function object, or the sampling loop would be compiled again
-GREY_LEVELS = {centered: functools.partial(to_uint8, centered=centered) for centered in (False, True)}
+# By config.data.centered and config.eval.rounding: always the same function object, or the sampling loop
+# would be compiled again
+GREY_LEVELS = {
+    (centered, rounding): functools.partial(to_uint8, centered=centered, rounding=rounding)
+    for centered in (False, True)
+    for rounding in ROUNDINGS
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def command(result: Mapping[str, Any], identity: Mapping[str, Any]) -> tuple[str
     config, settings = _found(result, identity, lambda config: _of_samples(config, result))
     measured = {"eval.num_samples": result.get("num_samples")}
     if result.get("features"):
-        measured["eval.features"] = str(result["features"]).partition(":")[0]
+        measured["eval.features"] = str(result["features"]).rpartition(":")[0]
         measured["eval.compared"] = result.get("compared", 0)
         measured["eval.fid_infinity"] = "fid_infinity" in result
     settings |= {key: value for key, value in measured.items() if configs.flat(config)[key] != value}

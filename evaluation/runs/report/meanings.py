@@ -70,6 +70,15 @@ QUALITY = (
         meaning="Kernel distance between the features of samples and data. Less is better: 0 would be equal.",
     ),
     Figure(
+        key="sliced_wasserstein",
+        name="Sliced Wasserstein distance",
+        form=",.3f",
+        meaning="How far the features of the samples have to move to become those of the data, seen along "
+        "random directions. Less is better: 0 would be equal. Compare it at equal numbers of samples.",
+        interval="sliced_wasserstein_interval",
+        interval_of="for infinitely many samples and images",
+    ),
+    Figure(
         key="precision",
         name="Precision",
         form=".1%",

@@ -14,6 +14,7 @@ from evaluation.metrics.kid import kid
 from evaluation.metrics.measurement import Measurement
 from evaluation.metrics.neighbours import precision_recall
 from evaluation.metrics.reference import compute
+from evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 from evaluation.runs.plots import save_grid
 from evaluation.store.samples import Samples, SampleStore
 from training import classifiers
@@ -93,6 +94,7 @@ def test_optional_figures_are_those_of_the_functions(network):
         kept, data
     )
     assert (found["compared"], found["kid"], found["kid_std"]) == (120, *kid(kept, data, block_size=60))
+    assert found["sliced_wasserstein"] == sliced_wasserstein(kept, data)
     line = Extrapolation(num_samples=300, reference=reference)
     line.add(None, features, Measurement(network=network).source)
     assert found["fid_infinity"] == pytest.approx(line.result(found["fid"]), rel=1e-8)
@@ -105,6 +107,7 @@ def test_optional_figures_are_those_of_the_functions(network):
         "compared_content",
         "kid",
         "kid_std",
+        "sliced_wasserstein",
         *precision_recall(kept, data),
     }
 

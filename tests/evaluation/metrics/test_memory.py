@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from benchmarks.evaluation import peak_in_new_process
 from evaluation.metrics import reference
-from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.features import FeatureNetwork, compiled
 from evaluation.metrics.figures import evaluate
 from evaluation.metrics.measurement import Measurement
 from evaluation.store.samples import Samples
@@ -30,7 +30,7 @@ NETWORK = FeatureNetwork(
     num_features=6,
     num_classes=3,
     image_shape=(32, 32, 3),
-    forward=Partial(_first_pixels),
+    forward=compiled(Partial(_first_pixels)),
 )
 
 

@@ -15,7 +15,7 @@ from configs.base import get_config
 from configs.ve import mnist_adaptive
 from data import datasets
 from evaluation.metrics import reference
-from evaluation.metrics.features import FeatureNetwork, load_features
+from evaluation.metrics.features import FeatureNetwork, compiled, load_features
 from evaluation.metrics.fid import Moments, Source, fid, save_moments
 from evaluation.metrics.measurement import Measurement
 from evaluation.runs.images import evaluate_images
@@ -34,7 +34,7 @@ NETWORK = FeatureNetwork(
     num_features=6,
     num_classes=3,
     image_shape=(8, 8, 1),
-    forward=Partial(_first_pixels),
+    forward=compiled(Partial(_first_pixels)),
 )
 DESCRIBED = {"data": "digits", "split": "train", "image_size": 8, "num_channels": 1, "content": "d1915"}
 OTHERS = {

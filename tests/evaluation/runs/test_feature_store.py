@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from evaluation.metrics.features import FeatureNetwork
+from evaluation.metrics.features import FeatureNetwork, compiled
 from evaluation.runs.feature_store import FeatureStore
 from evaluation.store import claims
 from evaluation.store.archives import pack, unpack
@@ -31,7 +31,7 @@ NETWORK = FeatureNetwork(
     num_features=6,
     num_classes=3,
     image_shape=(4, 4, 1),
-    forward=Partial(_pixels),
+    forward=compiled(Partial(_pixels)),
     batch_size=4,
 )
 

@@ -182,6 +182,8 @@ def test_identity_ignores_what_does_not_determine_samples():
     suited: dict[str, Any] = {"solver_defaults__first_step": 0.5, "solver_defaults__eps_abs": 0.1}
     assert identity_of(solver__name="heun", **suited) == identity_of(solver__name="heun")
     assert identity_of(solver__eps_rel=0.02) == identity_of()
+    assert identity_of(eval__rounding="nearest") == (identity, digest)
+    assert "eval.rounding" not in identity  # as before there was such a key
 
 
 def test_identity_notices_what_determines_samples():
@@ -193,6 +195,7 @@ def test_identity_notices_what_determines_samples():
         {"data__image_size": 16},
         {"data__centered": True},
         {"eval__max_evaluations": 10},
+        {"eval__rounding": "truncate"},
         {"sde__sigma_max": 10.0},
         {"sde__name": "vp"},
         {"sde__name": "vp", "sde__beta_min": 0.2},

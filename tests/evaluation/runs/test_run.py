@@ -1,7 +1,9 @@
 """A run from a config to its figures, in one process."""
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import pytest
 
 import configs
@@ -19,6 +21,15 @@ def test_a_process_or_data_that_the_weights_do_not_know_is_refused_before_any_wo
         run.prepare(config, name="digits")
     config.model.mismatch_allowed = (key,)
     assert run.prepare(config, name="digits").config is config
+
+
+@pytest.mark.parametrize(("rounding", "level"), [("nearest", 128), ("truncate", 127)])
+def test_a_run_draws_grey_levels_as_its_config_says(rounding, level):
+    config = configs.load("vp/digits_adaptive")
+    config.eval.rounding = rounding
+    draw: Any = run.drawing(run.prepare(config, name="digits"))[0]
+    grey = np.full((1, 8, 8, 1), 0.0021, np.float32)  # in [−1, 1]: 127.77 levels
+    assert set(draw.keywords["output"](grey).ravel().tolist()) == {level}
 
 
 def test_further_figures_need_no_new_samples(tmp_path):
@@ -43,7 +54,9 @@ def test_further_figures_need_no_new_samples(tmp_path):
     }
     assert second["fid_infinity"] < second["fid"]
     assert 0 < second["precision"] <= 1
-    for word in ("infinitely many", "KID", "precision"):
+    low, high = second["sliced_wasserstein_interval"]
+    assert 0 <= low < high
+    for word in ("infinitely many", "KID", "sliced Wasserstein", "precision"):
         assert word in run.summary(second)
         assert word not in run.summary(first)
 

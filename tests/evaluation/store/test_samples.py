@@ -571,7 +571,9 @@ def test_what_a_solver_finishes_can_be_stored(tmp_path):
         "shape": (4, 4, 1),
     }
     with opened(tmp_path) as store:
-        for part in solvers.stream(**problem, sample_ids=[0, 1, 2], lanes=3, output=GREY_LEVELS[True]):
+        for part in solvers.stream(
+            **problem, sample_ids=[0, 1, 2], lanes=3, output=GREY_LEVELS[True, "nearest"]
+        ):
             store.add(Samples.of(part))
     (found,) = opened(tmp_path).shards(3)
     solution = solvers.sample(**problem, num_samples=3)
@@ -590,8 +592,20 @@ def test_grey_levels_are_the_nearest_ones():
         assert np.array_equal(to_uint8(2 * (unit + np.float32(offset)) - 1, centered=True), levels)
 
 
+def test_truncated_grey_levels_are_those_below():
+    """As the published code: clip to [0, 1], times 255, without the fraction."""
+    unit = np.random.default_rng(0).uniform(-0.1, 1.1, (3, 8, 8, 1)).astype(np.float32)
+    expected = np.floor(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    assert np.array_equal(to_uint8(unit, centered=False, rounding="truncate"), expected)
+    assert np.array_equal(GREY_LEVELS[False, "truncate"](jnp.asarray(unit)), expected)
+    nearest = to_uint8(unit, centered=False).astype(int)
+    inside = (unit > 0) & (unit < 1)
+    # 150 fractions, uniform in [0, 1): their mean is within four deviations of half a level
+    assert (nearest - expected)[inside].mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(inside.sum()))
+
+
 def test_values_outside_go_to_the_ends_and_failed_ones_to_black():
     x = np.array([-3, 7, np.inf, -np.inf, np.nan], np.float32).reshape(1, 1, 5, 1)
     for centered in (False, True):
         assert to_uint8(x, centered=centered).ravel().tolist() == [0, 255, 255, 0, 0]
-        assert GREY_LEVELS[centered](jnp.asarray(x)).ravel().tolist() == [0, 255, 255, 0, 0]
+        assert GREY_LEVELS[centered, "nearest"](jnp.asarray(x)).ravel().tolist() == [0, 255, 255, 0, 0]
