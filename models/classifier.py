@@ -1,7 +1,8 @@
-"""Small classifiers of handwritten digits: FID uses their features, the Inception Score their classes.
+"""Small classifiers of small images: FID uses their features, the Inception Score their classes.
 
 Samples of digits need a network that knows digits: Inception's features of an 8x8 image, enlarged to 299x299,
-say little about it. training/classifiers.py made the weights that ship.
+say little about it. training/classifiers.py made the weights that ship. That of CIFAR-10 is there so that
+its samples can be measured, and their classes checked, without a download.
 """
 
 from __future__ import annotations
@@ -27,22 +28,24 @@ class Classifier(nn.Module):
     """Convolutions with max pooling between the sizes, then a layer of features, then the classes.
 
     Attributes:
-        image_size: side of the grey images, in pixels.
+        image_size: side of the images, in pixels.
         channels: channels of the convolutions at each size, which halves from the images' own.
         num_features: number of features for FID.
+        num_channels: of the images: 1 for grey, 3 for colour.
     """
 
     image_size: int
     channels: tuple[tuple[int, ...], ...]
     num_features: int
+    num_channels: int = 1
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of an image."""
-        return self.image_size, self.image_size, 1
+        return self.image_size, self.image_size, self.num_channels
 
     @nn.compact
-    def __call__(self, images: UInt8[Array, "b h w 1"]) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+    def __call__(self, images: UInt8[Array, "b h w c"]) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
         """Features [b, num_features] and logits [b, 10] of grey levels 0..255."""
         x = images.astype(jnp.float32) / 255
         for level, channels in enumerate(self.channels):
@@ -57,6 +60,9 @@ class Classifier(nn.Module):
 CLASSIFIERS = {
     "digits": Classifier(image_size=8, channels=((24, 32), (48,)), num_features=48),
     "mnist": Classifier(image_size=32, channels=((16,), (32,), (48,), (64,)), num_features=64),
+    "cifar10": Classifier(
+        image_size=32, channels=((24,), (48, 48), (72,), (96,)), num_features=96, num_channels=3
+    ),
 }
 
 
@@ -73,7 +79,7 @@ def load_forward(name: str, path: Path | None = None) -> tuple[Partial, str]:
         path: file with the weights; by default the shipped one.
 
     Returns:
-        forward: uint8 images [b, h, w, 1] -> (features [b, d], logits [b, 10]); the weights are its pytree
+        forward: uint8 images [b, h, w, c] -> (features [b, d], logits [b, 10]); the weights are its pytree
             leaves.
         sha256: SHA-256 of the file with the weights.
 

@@ -23,6 +23,6 @@ def get_config():
     config.training.checkpoint_every = 250
     config.training.snapshot_every = 2000
 
-    config.eval.features = "inception_768"
+    config.eval.features = "cifar10"
     config.eval.shard_size = 64
     return config
