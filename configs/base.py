@@ -149,8 +149,8 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     evaluation.classes = "balanced"
     evaluation.max_evaluations = 100_000  # a sample that needs more ends with a status
     evaluation.rounding = "nearest"  # to 256 grey levels: nearest, or truncate as published figures have it
-    # of FID and IS: digits, or inception (2,048 features), inception_768, inception_192 or inception_64, or
-    # a function of your own, MODULE:FUNCTION (docs/evaluation.md)
+    # of FID and IS: the shipped classifiers digits, mnist and cifar10; inception (2,048 features),
+    # inception_768, inception_192 or inception_64; or a function of your own, MODULE:FUNCTION
     evaluation.features = "inception"
     evaluation.inception_weights = placeholder(str)  # its .pth file; None: cached, or downloaded
     evaluation.shard_size = 1024  # samples a file
