@@ -2,8 +2,8 @@
 
 python -m benchmarks.scale [--quick] [--json FILE] [--only samples,store,sweep,kills] [--rounds 3]
 
-The samples are of a mixture with an exact score (benchmarks/paths.py), by AdaptiveExponential in 128 lanes;
-those of the sweep are of the shipped digits network.
+The samples are of a mixture with an exact score (benchmarks/paths.py), by AdaptiveExponential in 128 lanes.
+Those of the sweep are of the shipped digits network, and those of the kills are by the paper's solver.
 
     samples     ``solvers.stream`` draws 256 to 1,048,576 samples, each number in processes of its own. The
                 seconds are of the processor, not of the clock, so that other work on the machine counts
@@ -59,14 +59,16 @@ from evaluation.runs.tables import markdown
 from evaluation.store.processes import Processes
 from evaluation.store.samples import GREY_LEVELS, SampleStore
 from sde_lib import VPSDE
+from solvers import Adaptive, AdaptiveExponential
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = tuple(4**power for power in range(4, 11))
 LANES, SHAPE = 128, (2, 4, 1)
+FAST, PAPERS = AdaptiveExponential(), Adaptive(eps_rel=0.05)
 PIECE = 4096  # ids that are given to the stream at a time
 SHARDS, SHARD_SIZE = 2000, 256
 CELLS = 100
-PROCESSES, KILL_SHARDS, KILL_SHARD_SIZE = 8, 128, 4096
+PROCESSES, KILL_SHARDS, KILL_SHARD_SIZE = 8, 128, 1024
 SECONDS = 60.0  # without a sign of life, after which a process is taken for dead
 
 
@@ -145,14 +147,14 @@ def stream_of(num_samples: int) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": peak / 1e6, "added_mb": (peak - before) / 1e6}
 
 
-def drawing() -> Callable[..., Iterator[solvers.Solution]]:
+def drawing(solver: solvers.Solver = FAST) -> Callable[..., Iterator[solvers.Solution]]:
     """``solvers.stream`` of the mixture, with grey levels as output."""
     sde = VPSDE()
     return functools.partial(
         solvers.stream,
         paths.mixture().score_fn(sde),
         sde,
-        solvers.AdaptiveExponential(),
+        solver,
         key=jax.random.key(0),
         shape=SHAPE,
         lanes=LANES,
@@ -287,7 +289,7 @@ def work(folder: str, index: int, count: int, num_shards: int) -> None:
 
     def draw(*, sample_ids: Iterator[np.ndarray], **options: Any) -> Iterator[solvers.Solution]:
         together = begun_together(sample_ids, Path(folder), processes, first=2 * LANES)
-        return drawing()(sample_ids=together, **options)
+        return drawing(PAPERS)(sample_ids=together, **options)
 
     with SampleStore(Path(folder, "samples"), config_hash=CONFIG_HASH, shard_size=KILL_SHARD_SIZE) as shared:
         fill(shared, num_shards * KILL_SHARD_SIZE, draw=draw, processes=processes)
