@@ -8,13 +8,14 @@ Those of the sweep are of the shipped digits network, and those of the kills are
     samples     ``solvers.stream`` draws 256 to 1,048,576 samples, each number in processes of its own. The
                 seconds are of the processor, not of the clock, so that other work on the machine counts
                 little; medians of --rounds processes, which take turns.
-        <n>.seconds                 for n samples, without compilation
+        <n>.spent                   evaluations of all lanes, waiting or not, over the number n of samples
+        <n>.seconds                 for all n, without compilation
         <n>.peak_mb, <n>.added_mb   the peak resident memory of the process while it samples, in 10^6 bytes,
                                     its libraries included; and how much that is above what it had before
         fixed_seconds, seconds_a_million    of the line through the smallest and the largest number
         largest_deviation           of the seconds from this line, relative to it
         peak_growth                 the largest added_mb less the least, relative to the memory of the process
-    store       2,000 shards of 256 samples are sampled into a folder.
+    store       2,000 shards of 1,024 samples are sampled into a folder.
         listing_share, claims_share, writing_share      of the seconds: looking for what is there; claims; and
                                     writing, which includes a look at the shard and the end of its claim. They
                                     are measured by cProfile, which adds to them.
@@ -66,7 +67,7 @@ SIZES = tuple(4**power for power in range(4, 11))
 LANES, SHAPE = 128, (2, 4, 1)
 FAST, PAPERS = AdaptiveExponential(), Adaptive(eps_rel=0.05)
 PIECE = 4096  # ids that are given to the stream at a time
-SHARDS, SHARD_SIZE = 2000, 256
+SHARDS, SHARD_SIZE = 2000, 1024  # the default of eval.shard_size
 CELLS = 100
 PROCESSES, KILL_SHARDS, KILL_SHARD_SIZE = 8, 128, 1024
 SECONDS = 60.0  # without a sign of life, after which a process is taken for dead
@@ -132,19 +133,19 @@ def stream_in_new_process(num_samples: int) -> dict[str, float]:
 
 
 def stream_of(num_samples: int) -> dict[str, float]:
-    """This process's seconds for so many samples, its peak memory, and how much of that they added."""
+    """What so many samples cost this process: see ``<n>`` above."""
 
     def draw(number: int) -> int:
         starts = range(0, number, PIECE)
         pieces = (np.arange(start, min(start + PIECE, number)) for start in starts)
-        return sum(len(part.nfe) for part in drawing()(sample_ids=pieces))
+        return sum(part.lane_evaluations for part in drawing()(sample_ids=pieces))
 
     draw(2 * LANES)  # compiles
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present use
     before, start = resident("VmRSS"), time.process_time()
-    assert draw(num_samples) == num_samples
+    spent = draw(num_samples) / num_samples
     seconds, peak = time.process_time() - start, resident("VmHWM")
-    return {"seconds": seconds, "peak_mb": peak / 1e6, "added_mb": (peak - before) / 1e6}
+    return {"spent": spent, "seconds": seconds, "peak_mb": peak / 1e6, "added_mb": (peak - before) / 1e6}
 
 
 def drawing(solver: solvers.Solver = FAST) -> Callable[..., Iterator[solvers.Solution]]:
