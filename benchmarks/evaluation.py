@@ -185,7 +185,7 @@ def peak_of_evaluation(num_samples: int) -> float:
     network(next(shards()).images)  # compiles
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present use
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     evaluate(
         shards(),
         num_samples=num_samples,
@@ -196,7 +196,7 @@ def peak_of_evaluation(num_samples: int) -> float:
             reference=compute([next(shards()).images], network, data="noise", split="all"),
         ),
     )
-    return (_resident("VmHWM") - before) / 1e6
+    return (resident("VmHWM") - before) / 1e6
 
 
 def _layer(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +204,7 @@ def _layer(kernel: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     return features, features[:, :NUM_CLASSES]
 
 
-def _resident(name: str) -> float:
+def resident(name: str) -> float:
     """Bytes of this process's memory: VmRSS is the present use, VmHWM the peak so far."""
     status = Path("/proc/self/status").read_text()
     return 1024 * float(status.partition(f"{name}:")[2].split()[0])

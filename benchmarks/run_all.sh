@@ -32,6 +32,8 @@ run processes "$python" -m benchmarks.processes --json "$folder/processes.json"
 run evaluation "$python" -m benchmarks.evaluation --json "$folder/evaluation.json"
 run coverage "$python" -m benchmarks.coverage --json "$folder/coverage.json"
 run few_samples "$python" -m benchmarks.few_samples --json "$folder/few_samples.json"
+run peers "$python" -m benchmarks.peers --json "$folder/peers.json"
+run scale "$python" -m benchmarks.scale --json "$folder/scale.json"
 run restore "$python" -m benchmarks.restore --json "$folder/restore.json"
 run real_images "$python" -m benchmarks.real_images --json "$folder/real_images.json"
 if "$python" -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; then

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.auto import tqdm as in_place
+from tqdm import TqdmWarning, tqdm
+
+with warnings.catch_warnings():
+    # a notebook without ipywidgets gets the bar as text, and needs no advice about that
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm as in_place
 
 SECONDS = 30.0  # between two lines
 

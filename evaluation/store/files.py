@@ -15,7 +15,7 @@ import socket
 import tempfile
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec.config
 from etils import epath
@@ -222,11 +222,26 @@ def version(path: epath.PathLike) -> Hashable:
     """A value that changes whenever a file is written anew; None if there is no file."""
     with explained("read", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_local(path):
-            stat = os.stat(path)
-            return stat.st_ino, stat.st_mtime_ns, stat.st_size
+            return _version(os.stat(path))
         remote = epath.Path(path).stat()
         return remote.mtime, remote.length
     return None
+
+
+def version_to_be(file: Any) -> Hashable:
+    """The ``version`` that an ``atomic_file`` will have if nothing more is written to it.
+
+    It is that of this very file, while a look at the path could find another that was put in its place. None
+    on an object store, where a file has no version before it has its name.
+    """
+    if isinstance(file, io.BytesIO):
+        return None
+    file.flush()
+    return _version(os.fstat(file.fileno()))
+
+
+def _version(stat: os.stat_result) -> Hashable:
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def owner() -> str:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from evaluation.store.archives import pack, unpack
 from evaluation.store.claims import Claims
-from evaluation.store.files import atomic_file, explained, make_folder, read_file, version
+from evaluation.store.files import atomic_file, explained, make_folder, read_file, version, version_to_be
 from sde_lib.checks import require
 from solvers import Solution
 
@@ -300,6 +300,9 @@ class SampleStore:
             with atomic_file(path) as file:
                 named = {HASH: self.config_hash, "shard_size": self.shard_size}
                 file.write(pack(named | samples.arrays()))
+                now = version_to_be(file)
+            if now is not None:  # what was written need not be read
+                self._seen[number] = now, samples.sample_ids
         del self._finished[number]
         if len(np.union1d(stored, samples.sample_ids)) == self.shard_size:
             self._claims.release(number)

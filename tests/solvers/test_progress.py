@@ -1,9 +1,13 @@
-"""Progress in a file is a line now and then; in a terminal a bar is drawn in place."""
+"""Progress in a file is a line now and then; in a terminal or a notebook a bar is drawn in place."""
 
+import importlib
 import io
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
+import tqdm
 
 from solvers import progress
 
@@ -50,3 +54,21 @@ def test_a_bar_can_be_switched_off(monkeypatch, file):
     with progress.bar(total=3, disable=True) as bar:
         bar.update()
     assert file.getvalue() == ""
+
+
+def test_a_notebook_without_widgets_gets_a_bar_and_no_warning(monkeypatch):
+    """The module is loaded anew, in what it takes for the kernel of a notebook."""
+    kernel = SimpleNamespace(get_ipython=object)
+    for name in ("IPython", "ipykernel", "ipykernel.zmqshell"):
+        monkeypatch.setitem(sys.modules, name, kernel)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    for name in ("auto", "autonotebook", "notebook"):
+        monkeypatch.delitem(sys.modules, f"tqdm.{name}", raising=False)
+        monkeypatch.delattr(tqdm, name, raising=False)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        importlib.reload(progress)
+    assert given == []
+    text = drawn(monkeypatch, io.StringIO(), 30.0)
+    assert text.count("\r") > 10
+    assert "50/50 [" in text

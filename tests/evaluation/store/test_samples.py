@@ -22,7 +22,7 @@ from etils import epath
 
 import sde_lib
 import solvers
-from evaluation.store import claims, files
+from evaluation.store import claims, files, samples
 from evaluation.store.archives import pack, unpack
 from evaluation.store.samples import GREY_LEVELS, Samples, SampleStore, to_uint8
 from tests.evaluation.store.object_store import memory_for_gs
@@ -185,6 +185,42 @@ def test_foreign_shards_are_found_and_kept_aside(folder):
     for config_hash, ending in (("first", ".foreign"), ("second", ".foreign2")):
         (folder / f"shard_000000.npz{ending}").replace(folder / "shard_000000.npz")
         check_holds(folder, 8, config_hash=config_hash)
+
+
+def test_a_foreign_shard_that_is_replaced_in_two_writes_is_kept_aside_once(folder):
+    with opened(folder, config_hash="first") as store:
+        store.add(made(np.arange(8)))
+    with opened(folder, config_hash="ours") as store:
+        with pytest.warns(UserWarning, match="another config .hash first, here ours"):
+            store.add(made(np.arange(3)))
+        store.flush()
+        store.add(made(np.arange(3, 8)))
+    check_holds(folder, 8, config_hash="ours")
+    assert sorted(path.name for path in folder.glob("shard_*")) == [
+        "shard_000000.npz",
+        "shard_000000.npz.foreign",
+    ]
+
+
+def test_what_was_written_here_is_not_read_until_it_changes(tmp_path, monkeypatch):
+    read = []
+
+    def noted(path):
+        read.append(path)
+        return files.read_file(path)
+
+    with opened(tmp_path) as store:
+        store.add(made(np.arange(12)))
+        store.flush()
+        monkeypatch.setattr(samples, "read_file", noted)
+        assert not store.any_left(12)
+        assert read == []
+        (tmp_path / "shard_000000.npz").unlink()
+        with opened(tmp_path) as other:  # another process
+            other.add(made(np.arange(5)))
+        read.clear()
+        assert store.missing(12).tolist() == [5, 6, 7]
+        assert len(read) == 1
 
 
 def test_an_unreadable_shard_is_not_made_again(tmp_path):
