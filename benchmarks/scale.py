@@ -159,7 +159,7 @@ def drawing(solver: solvers.Solver = FAST) -> Callable[..., Iterator[solvers.Sol
         key=jax.random.key(0),
         shape=SHAPE,
         lanes=LANES,
-        output=GREY_LEVELS[True],
+        output=GREY_LEVELS[True, "nearest"],
     )
 
 
