@@ -346,7 +346,10 @@ def test_what_a_folder_says_becomes_settings(folder):
         num_train_timesteps=2000,
     )
     stated = diffusers_folder.describe(folder)
-    assert stated["data"] == {"image_size": 8, "num_channels": 3, "centered": True}
+    image = {"num_channels": 3, "centered": True}
+    assert stated["data"] == {"image_size": 8, "image_width": None, **image}
+    rewrite(folder / "config.json", sample_size=[8, 16])
+    assert diffusers_folder.describe(folder)["data"] == {"image_size": 8, "image_width": 16, **image}
     assert stated["sde"]["schedule"] == "scaled_linear"
     assert stated["sde"]["num_levels"] == 2000
     model = stated["model"]

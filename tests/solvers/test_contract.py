@@ -6,6 +6,7 @@ SDE per solver, in turn, and with the others under the ``slow`` marker.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +204,19 @@ def test_the_driver_changes_nothing_but_the_pace(name, sde_name):
     with counted() as compiled:
         draw(changed(name, sde_name), sde_name, batch_size=7)
     assert not compiled
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "adaptive_exponential" else pytest.mark.slow) for name in TABLE],
+)
+def test_the_last_rows_of_a_batch_are_like_the_others(name):
+    """Of samples with few elements, compilers treat the last rows apart, and then round as they please."""
+    sde = SDES["vp"]
+    settings: Any = {"key": jax.random.key(0), "shape": (8,), "num_samples": 512, "max_evaluations": CAP}
+    solver, score_fn = solver_of(name, "vp"), Gaussian().score_fn(sde)
+    many, few = (sample(score_fn, sde, solver, batch_size=size, **settings) for size in (64, 16))
+    np.testing.assert_array_equal(many.x, few.x)
 
 
 @pytest.mark.slow

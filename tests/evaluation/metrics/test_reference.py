@@ -182,7 +182,7 @@ def test_where_the_images_are_absent_the_shipped_moments_are_taken(digits):
 
 def test_the_shipped_moments_say_where_they_are_from():
     """They are found by their name, and are of MNIST's own files where these are at hand."""
-    (path,) = reference.SHIPPED.glob("*.npz")
+    (path,) = reference.SHIPPED.glob("mnist_*.npz")
     network = load_features("mnist")
     source = reference.load(path, network).source
     assert path.name == reference.file_name(source)
