@@ -29,6 +29,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs() -> Iterator[None]:
+    """Drops a module's compiled programs after its tests.
+
+    Each takes some memory maps. Linux allows a process 65,530, and XLA crashes where it gets no more.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[..., Path]:
     """Finds arrays of reference implementations: small ones in tests/golden, others beside a checkout."""

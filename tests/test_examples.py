@@ -1,5 +1,6 @@
-"""The notebook in examples/ runs from a clone as it is, and its outputs are committed with it."""
+"""The examples run from a clone as they are; the notebook is committed with its outputs."""
 
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -47,3 +48,12 @@ def test_the_quickstart_runs_from_a_clone(monkeypatch):
     assert "100%" in said  # the progress bar, and nothing else, such as a warning
     assert all(line.lstrip("\r").startswith("sampling:") for line in said.splitlines() if line.strip())
     assert "0 samples failed" in printed(notebook, "stdout")
+
+
+@pytest.mark.slow
+def test_the_galaxies_are_drawn(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("galaxygrad", reason="pip install galaxygrad==0.1.9")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_module("examples.galaxies")
+    assert (tmp_path / "galaxies.png").exists()
+    assert capsys.readouterr().out.count("0 failed") == 4
