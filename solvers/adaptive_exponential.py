@@ -50,7 +50,7 @@ from sde_lib import SDE, denoise
 from sde_lib.checks import require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
-from solvers.exponential import Number, divided_differences, moments, newton_moments
+from solvers.exponential import Number, divided_differences, moments, newton_moments, newton_products
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 from solvers.sums import inner_product, root_mean_square, sum_of_squares
@@ -265,15 +265,12 @@ class AdaptiveExponential:
         values = [each.denoised - variance * each.slope() for each in evaluations]
         newest, *slopes = divided_differences(values, nodes, n)
         drift = drift_of(self.eta)
-        products = [jnp.ones_like(h)]
-        for node in nodes:
-            products.append(products[-1] * (1 - node))
         return Extrapolation(
             step=step,
             nodes=nodes,
             differences=[newest, *(drift * slope for slope in slopes)],
             integrals=newton_moments(nodes, moments((1 + self.eta**2) * step, ORDER + 1)),
-            products=products,
+            products=newton_products(nodes),
         )
 
     def _predicted(

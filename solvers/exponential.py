@@ -90,6 +90,14 @@ def moments(h: Number, count: int) -> list[Number]:
     return [jnp.where(h < 1, b, f) for f, b in zip(forward, backward, strict=False)]
 
 
+def newton_products(nodes: Sequence[Number]) -> list[Number]:
+    """1, 1 − s_0, (1 − s_0)(1 − s_1), …: Newton's polynomials ∏ (s − s_i) at the end of the step, s = 1."""
+    products = [jnp.ones_like(nodes[0])]
+    for node in nodes:
+        products.append(products[-1] * (1 - node))
+    return products
+
+
 def newton_moments(nodes: Sequence[Number], powers: Sequence[Number]) -> list[Number]:
     """The integrals of Newton's polynomials 1, (s − s_0), (s − s_0)(s − s_1), … given those of 1, s, s², …"""
     coefficients: list[Any] = [1.0]  # of 1, s, s², …

@@ -43,6 +43,7 @@ from solvers.exponential import (
     log_snr_steps,
     moments,
     newton_moments,
+    newton_products,
     require_history,
     steps_back,
 )
@@ -154,9 +155,7 @@ class SASolver:
         # SA-Corrector of the next evaluation: the polynomial that also passes through D_(n+1) is P, through
         # the k latest, plus (D_(n+1) − P(1)) times (s − s_0) … (s − s_(k−1)) over the same product at s = 1
         others = self.corrector_order - 1
-        products = [jnp.ones_like(h)]
-        for node in nodes[:others]:
-            products.append(products[-1] * (1 - node))
+        products = newton_products(nodes)[: others + 1]
         ahead = sum(product * d for product, d in zip(products[:others], differences, strict=False))
         k = jnp.minimum(previous + 1, others)
         weight = alpha_next * jnp.stack(integrals)[k] / jnp.stack(products)[k]

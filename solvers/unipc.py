@@ -34,6 +34,7 @@ from solvers.exponential import (
     log_snr_steps,
     moments,
     newton_moments,
+    newton_products,
     require_history,
     steps_back,
 )
@@ -129,9 +130,7 @@ class UniPC:
         predictor = [integrals[0], jnp.where(p == 2, half, integrals[1]), *integrals[2:]]
         # UniC-p of the next evaluation: the polynomial that also passes through D_(n+1) is P plus
         # (D_(n+1) − P(1)) times (s − s_0) … (s − s_(p−1)) over the same product at s = 1
-        products = [jnp.ones_like(h)]
-        for node in nodes:
-            products.append(products[-1] * (1 - node))
+        products = newton_products(nodes)
         ahead = sum(product * d for product, d in zip(products, differences, strict=False))
         exact = jnp.stack(integrals)[p] / jnp.stack(products)[p]
         weight = alpha_next * jnp.where(p == 1, half, exact)
