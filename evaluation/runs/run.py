@@ -228,11 +228,10 @@ def _measure(
         num_classes=run.config.model.num_classes,
         features_of=None if features is None else features.of,
     )
-    solver = {key: value for key, value in run.identity.items() if key.startswith("solver.")}
-    others = ("guidance.", "eval.classes", "eval.rounding")
-    guidance = {key: value for key, value in run.identity.items() if key.startswith(others)}
+    stated = ("solver.", "guidance.", "eval.classes", "eval.rounding")
+    chosen = {key: value for key, value in run.identity.items() if key.startswith(stated)}
     if run.evaluations_per_call > 1:
-        guidance["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
+        chosen["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
     first = next(store.shards(min(PICTURED, settings.num_samples)))
     plots.save_grid(workdir / "samples.png", first.images, title=run.title, caption=summary(measured))
     return results.Result.of(
@@ -243,7 +242,7 @@ def _measure(
         reference=None if measurement is None else measurement.reference_name,
         reference_content=None if measurement is None else measurement.reference_content,
         **cost,
-        extra={"config": run.name, **solver, **guidance, **run.weights},
+        extra={"config": run.name, **chosen, **run.weights},
     )
 
 
