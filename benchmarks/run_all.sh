@@ -45,6 +45,7 @@ run paths "$python" -m benchmarks.paths --json "$folder/paths.json"
 run posterior "$python" -m benchmarks.posterior --json "$folder/posterior.json"
 run guidance "$python" -m benchmarks.guidance --json "$folder/guidance.json" --workdir "$folder/guidance"
 run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
+run step_control "$python" -m benchmarks.step_control --json "$folder/step_control.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"
 
