@@ -118,7 +118,8 @@ def paper(ve: bool) -> Adaptive:
 
 
 def ours(ve: bool, **settings: Any) -> AdaptiveExponential:
-    return AdaptiveExponential(eps_abs=1 / 256 if ve else 2 / 256, **settings)
+    suited = {"eps_abs": 1 / 256, "data_deviation": 0.25} if ve else {"eps_abs": 2 / 256}
+    return AdaptiveExponential(**suited | settings)
 
 
 def fixed(num_steps: int) -> Iterator[tuple[str, Any]]:

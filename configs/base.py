@@ -38,6 +38,8 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     solver.denoise = True  # end with one Tweedie step (one more evaluation)
     solver.eps_rel = placeholder(float)  # Adaptive, AdaptiveExponential: relative tolerance, the one knob
     solver.eps_abs = placeholder(float)  # the same two: absolute tolerance, data units
+    solver.num_evaluations = placeholder(int)  # AdaptiveExponential: in place of a tolerance
+    solver.data_deviation = placeholder(float)  # AdaptiveExponential: of the data's elements
     solver.safety = placeholder(float)  # Adaptive: theta (arXiv 2105.14080, Algorithm 1)
     solver.exponent = placeholder(float)  # Adaptive: r in h <- theta h error^-r
     solver.first_step = placeholder(float)  # Adaptive: h at t = T
@@ -70,6 +72,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     config.solver_defaults = defaults = ConfigDict()
     defaults.first_step = placeholder(float)  # 0.01 for VP and FFHQ, 0.5 for VE (arXiv 2105.14080, appendix)
     defaults.eps_abs = placeholder(float)  # one grey level: 1/256 for images in [0, 1], 2/256 for [-1, 1]
+    defaults.data_deviation = placeholder(float)  # 0.25 for images in [0, 1]; None for 0.5, of [-1, 1]
     defaults.noise_on_rejection = "redraw"  # as published; solvers/adaptive.py says how it biases
 
     # Classifier-free guidance of a class-conditional network: sde_lib/guidance.py says what each does.

@@ -31,4 +31,5 @@ def get_config(path):
     config.model.checkpoint = path
     config.solver.name = "adaptive_exponential"
     config.solver_defaults.eps_abs = 2 / 256 if config.data.centered else 1 / 256
+    config.solver_defaults.data_deviation = 0.5 if config.data.centered else 0.25
     return config

@@ -15,24 +15,30 @@ the score are martingales, and therefore so is G: it has no slope to extrapolate
 step is due to the noise. With less noise it drifts, at 1 − η² of its slope along the ODE. The steps are:
 
     1.  D_n at the predicted y                                               the step's one evaluation
-    2.  y ← y + w (G_n − P)                                                  corrector
-    3.  e = v rms(G_n − P)/δ,   δ = ½ ε_rel s (1 + ς²/(4 d s²))^((1+η²)/2)    error of the corrected value
-    4.  h ← min(h clip(0.9 e^(−(1+η²)/4), 0.3, 2), ½), and to the end
-    5.  b² ← max(0, ⟨ΔD, ΔE⟩/⟨ΔE, ΔE⟩),  E = (y − D)/ς²,  Δ = since the last evaluation
-    6.  y' = e^(−(1+η²) Δμ) y + ∫ P dμ + e^(−μ') √(1 − e^(−2 η² Δμ)) z       predictor
+    2.  y ← y + w (G_n − P),  no further than rms(y − D_n)                   corrector
+    3.  e = v rms(G_n − P)/δ,   δ = ½ ε_rel s (1 + ς²/(4 d s²))^((1+η₁²)/2)  error of the corrected value
+    4.  h ← min(h clip(0.9 e^(−(1+η²)/4), 0.3, 2), ½), and to the end        or (λ_end − λ)/(steps left)
+    5.  η² = η₁² (1 + 3/(1 + (ς/ς_m)⁴))/4,   ς_m = ½ √d s_data               times (½/h)² where h > ½
+    6.  b² ← max(0, ⟨ΔD, ΔE⟩/⟨ΔE, ΔE⟩),  E = (y − D)/ς²,  Δ = since the last evaluation
+    7.  y' = e^(−(1+η²) Δμ) y + ∫ P dμ + e^(−μ') √(1 − e^(−2 η² Δμ)) z       predictor
 
     P = G_n + (1 − η²) (what the polynomial through the latest three G adds),  all G made with the new b
     w = (1 − η²) w_ODE + η² w_SDE
-    v = 64^((1−η)²) ((1 − η²) v_ODE + η² w_SDE/√3)
+    v = 64^((1−η)⁴) ((1 − η²) v_ODE + η² w_SDE/√3)
 
-In 3, s = max(rms D, ε_abs/ε_rel), ς is that of the last evaluation, and d is the number of elements. In 2 and
-3, P is its value at λ_n. The weight w_ODE turns the integral of P into that of the polynomial that
+In 3, s = max(rms D, ε_abs/ε_rel), ς and, in 4, η are those of the last evaluation, and d is the number of
+elements. η₁ is the setting ``eta``. In 2 and 3, P is its value at λ_n. The weight w_ODE turns the integral of
+P into that of the polynomial that
 also passes through G_n; at b = 0 and η = 0, this predictor and corrector are those of UniPC (arXiv
 2302.04867). v_ODE is Milne's device: the fraction of predictor minus corrector that estimates the error of
 the corrector of the same order; the corrector that is kept has one order more. w_SDE is the regression of the
 integral on G_n − P where noise drives G, and w_SDE/√3 is the standard deviation of the residual. These
 errors are independent from step to step and partly cancel. Those of the ODE add up, hence the factor 64. The
 last prediction is not corrected. The final step ends exactly at eps.
+
+Any η that depends on the time alone keeps the marginals. Noise makes up for the errors of a network, but it
+also makes long steps inexact where the modes of the data part, at a noise ς of up to about half the norm
+√d s_data of an image. Hence 5: all of the noise far below ς_m, and half of it (η = ½) far above.
 
 docs/adaptive_exponential.md gives the derivation and the alternatives that were tried.
 """
@@ -47,7 +53,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from sde_lib import SDE, denoise
-from sde_lib.checks import require_number, require_positive
+from sde_lib.checks import is_known, require, require_count, require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.exponential import Number, divided_differences, moments, newton_moments, newton_products
@@ -55,11 +61,10 @@ from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 from solvers.sums import inner_product, root_mean_square, sum_of_squares
 
-# The longest step in log-SNR, and the first, which has no error estimate. While the noise is far above the
-# data, D stands still, which is no evidence about the step in which the modes part. The length also bounds
-# the damage of a wrong b², which has no bound of its own: at eta 1 the mean of a step does not depend on b²,
-# its noise is between those of b² = 0 and infinity, a factor e^h apart, and the largest correction turns
-# y − D into 1 − (e^(2h) − 1)/2 of itself, which grows from h = 0.8 on.
+# The longest step in log-SNR under a tolerance, and the first, which has no error estimate. While the noise
+# is far above the data, D stands still, which is no evidence about the step in which the modes part. The
+# length also bounds the damage of a wrong b², which has no bound of its own: at eta 1 the mean of a step does
+# not depend on b², and its noise is between those of b² = 0 and infinity, a factor e^h apart.
 LONGEST = 0.5
 # For an eps_rel below FIRST_AT, the first step shrinks as the square root: the error of this low-order step
 # then falls faster than that of the others.
@@ -67,6 +72,7 @@ FIRST_AT = 0.02
 SAFETY, SHRINK, GROW = 0.9, 0.3, 2.0
 SHARE = 0.5  # of the tolerance, for the error of one step
 ORDER = 3  # of the polynomial
+FAR_ABOVE = 0.25  # η² at noise far above that where modes part, over that far below
 STEPS = 64.0  # of the ODE: the number of steps whose errors are assumed to add up
 
 
@@ -121,36 +127,48 @@ class Extrapolation:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveExponential:
-    """The solver of this module; one tolerance, relative to the data.
+    """The solver of this module; one tolerance, relative to the data, or a number of evaluations.
 
     Attributes:
         eps_rel: tolerance relative to the root mean square of the final image.
         eps_abs: the least tolerance, in data units, for images that are nearly 0. It should be far below the
             data's deviation; for 8 bits, one grey level is 1/256 for data in [0, 1], 2/256 for [−1, 1].
-        eta: η in [0, 1], the share of the reverse SDE's noise: 0 for the probability flow, with the fewest
-            evaluations; 1 for all of the noise, which compensates for errors of the network.
+        num_evaluations: number of steps, all of one length in log-SNR, in place of a tolerance. A final
+            denoising takes one evaluation more. Another number does not recompile.
+        eta: η in [0, 1], the share of the reverse SDE's noise at noise levels below those where the modes of
+            the data part; above them it is half as much. 0 is for the probability flow, 1 for all of the
+            noise, which compensates for errors of the network.
+        data_deviation: standard deviation of the data's elements, which says where modes part. A factor of
+            two changes little. It is about 0.5 for images in [−1, 1] and 0.25 for images in [0, 1].
 
     Raises:
-        ValueError: for a tolerance that is not above zero, or an eta outside [0, 1].
+        ValueError: for a setting out of range, or an eps_rel together with num_evaluations.
 
     Example:
         >>> from solvers import AdaptiveExponential
         >>> AdaptiveExponential(eta=0.0)
-        AdaptiveExponential(eps_rel=0.02, eps_abs=0.0001, eta=0.0)
+        AdaptiveExponential(eps_rel=0.02, eps_abs=0.0001, num_evaluations=None, eta=0.0, data_deviation=0.5)
     """
 
     eps_rel: Scalar = 0.02
     eps_abs: Scalar = 1e-4
+    num_evaluations: int | Count | None = None
     eta: Scalar = 1.0
+    data_deviation: Scalar = 0.5
 
     evaluations_per_step: ClassVar[int] = 1
-    # of the method, part of what identifies samples: those of revision 1 had longer steps
-    revision: ClassVar[int] = 2
+    # of the method, part of what identifies samples: revision 1 had longer steps, revision 2 more noise
+    revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
-        require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs)
+        require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs, data_deviation=self.data_deviation)
         fix = "set eta to 0 for the ODE or to 1 for the SDE"
         require_number("eta", self.eta, lambda eta: 0 <= eta <= 1, "a number in [0, 1]", fix)
+        if self.num_evaluations is not None:
+            require_count(num_evaluations=self.num_evaluations)
+            unused = is_known(self.eps_rel) and self.eps_rel != AdaptiveExponential.eps_rel
+            fix = "give a tolerance or a number of evaluations, not both"
+            require(not unused, "eps_rel", self.eps_rel, "left out with num_evaluations", fix)
 
     def init(
         self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
@@ -190,20 +208,22 @@ class AdaptiveExponential:
         )
         # 2. y ← y + w (G_n − P)
         residual = now.denoised - state.variance * now.slope() - state.expected
-        y = now.point + state.correction * residual
+        y = now.point + limited(state.correction * residual, root_mean_square(now.point - now.denoised))
         # 3. e
         e = self._error(state, now, residual)
         # 4. h
         h, t_next, last = self._next_step(sde, state, now, e)
-        # 5. b²
+        # 5. η
+        eta = self._noise_share(now) * jnp.minimum(1, LONGEST / h)
+        # 6. b²
         variance = jnp.where(n > 0, fitted_variance(now, state.history[0]), 0).astype(dtype)
-        # 6. y'
+        # 7. y'
         evaluations = (now, *state.history)
-        ahead = self._extrapolation(evaluations, variance, h, n)
-        x_next = self._predicted(sde, state, y, t_next, variance, ahead)
+        ahead = self._extrapolation(evaluations, variance, h, n, eta)
+        x_next = self._predicted(sde, state, y, t_next, variance, ahead, eta)
         # what the next evaluation is compared with
         expected = ahead.combine(ahead.products)
-        correction, error = self._weights(ahead, n)
+        correction, error = weights(ahead, n, eta)
 
         stuck = ~(t_next < t)  # NaN included
         status = jnp.where(last, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
@@ -223,6 +243,11 @@ class AdaptiveExponential:
             rejected=state.rejected,
         )
 
+    def _noise_share(self, at: Evaluation) -> Number:
+        """η of a step that starts there and is no longer than LONGEST."""
+        ratio = 2 * jnp.exp(-at.log_snr) / (self.data_deviation * math.sqrt(at.point.size))
+        return self.eta * jnp.sqrt(FAR_ABOVE + (1 - FAR_ABOVE) / (1 + ratio**4))
+
     def _error(self, state: AdaptiveExponentialState, now: Evaluation, residual: Sample) -> Number:
         """Step 3. It may be 0, and NaN passes through to the status."""
         before = state.history[0]
@@ -240,36 +265,43 @@ class AdaptiveExponential:
         """Step 4: h, the time at the end of the step, and whether the step is the last."""
         n, dtype = state.accepted, state.x.dtype
         # e scales as h^4, and as h^(3/2) where noise causes it: an exponent above 1/2 would follow each draw
-        factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** (-(1 + self.eta**2) / 4), SHRINK, GROW)
+        exponent = -(1 + self._noise_share(state.history[0]) ** 2) / 4
+        factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** exponent, SHRINK, GROW)
         end = jnp.asarray(sde.log_snr(sde.eps), dtype)
         rest = end - now.log_snr
-        h = jnp.where(n == 0, state.h, jnp.minimum(state.h * factor, LONGEST))
-        # two steps of half the rest instead of a long one and a short one
-        h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
+        if self.num_evaluations is not None:
+            left = self.num_evaluations - n
+            h = jnp.where(left > 1, rest / left, rest).astype(dtype)
+        else:
+            h = jnp.where(n == 0, state.h, jnp.minimum(state.h * factor, LONGEST))
+            # two steps of half the rest instead of a long one and a short one
+            h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
         last = h >= rest
         t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
         return h, t_next, last
 
     def _extrapolation(
-        self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, n: Count
+        self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, n: Count, eta: Number
     ) -> Extrapolation:
         now = evaluations[0]
-        share = 1 / (1 + variance * jnp.exp(2 * now.log_snr))  # ς²/(b² + ς²)
+        odds = variance * jnp.exp(2 * now.log_snr)  # b²/ς²
 
         def change_of_mu(distance: Number) -> Number:
-            """From λ_n to λ_n + distance, without cancellation at short distances."""
-            return -0.5 * jnp.log1p(share * jnp.expm1(-2 * distance))
+            """From λ_n to λ_n + distance: −½ log((b² + ς'²)/(b² + ς²)), without cancellation."""
+            change = jnp.expm1(-2 * distance) / (1 + odds)
+            long = jnp.log(odds + jnp.exp(-2 * distance)) - jnp.log1p(odds)
+            return -0.5 * jnp.where(change < -0.5, long, jnp.log1p(change))
 
         step = change_of_mu(h)
         nodes = [change_of_mu(each.log_snr - now.log_snr) / step for each in evaluations]
         values = [each.denoised - variance * each.slope() for each in evaluations]
         newest, *slopes = divided_differences(values, nodes, n)
-        drift = drift_of(self.eta)
+        drift = drift_of(eta)
         return Extrapolation(
             step=step,
             nodes=nodes,
             differences=[newest, *(drift * slope for slope in slopes)],
-            integrals=newton_moments(nodes, moments((1 + self.eta**2) * step, ORDER + 1)),
+            integrals=newton_moments(nodes, moments((1 + eta**2) * step, ORDER + 1)),
             products=newton_products(nodes),
         )
 
@@ -281,32 +313,39 @@ class AdaptiveExponential:
         t_next: Time,
         variance: Number,
         ahead: Extrapolation,
+        eta: Number,
     ) -> Sample:
-        """Step 6: x at the end of the step."""
+        """Step 7: x at the end of the step."""
         alpha_next, sigma_next = sde.marginal(t_next)
         z = standard_normal(state.key, state.accepted + 1, y.shape, y.dtype)
         deviation = jnp.sqrt(variance + (sigma_next / alpha_next) ** 2)  # e^(−μ')
         y_next = (
-            jnp.exp(-(1 + self.eta**2) * ahead.step) * y
+            jnp.exp(-(1 + eta**2) * ahead.step) * y
             + ahead.combine(ahead.integrals)
-            + deviation * jnp.sqrt(-jnp.expm1(-2 * self.eta**2 * ahead.step)) * z
+            + deviation * jnp.sqrt(-jnp.expm1(-2 * eta**2 * ahead.step)) * z
         )
         return alpha_next * y_next
 
-    def _weights(self, ahead: Extrapolation, n: Count) -> tuple[Number, Number]:
-        """(w, v) of the next evaluation."""
-        p = jnp.minimum(n + 1, ORDER)
-        integral, product = jnp.stack(ahead.integrals), jnp.stack(ahead.products)
-        corrector = integral[p] / product[p]
-        milne = jnp.abs(integral[p] - (1 - jnp.stack(ahead.nodes)[p - 1]) * integral[p - 1]) / product[p]
-        c, drift = 1 + self.eta**2, drift_of(self.eta)
-        regression = c * ahead.step * regression_on_noise(2 * self.eta**2 * ahead.step)
-        correction = drift * corrector + (1 - drift) * regression
-        error = drift * milne + (1 - drift) * regression / math.sqrt(3)
-        return correction, error * STEPS ** (1 - self.eta) ** 2
+
+def weights(ahead: Extrapolation, n: Count, eta: Number) -> tuple[Number, Number]:
+    """(w, v) of the next evaluation."""
+    p = jnp.minimum(n + 1, ORDER)
+    integral, product = jnp.stack(ahead.integrals), jnp.stack(ahead.products)
+    corrector = integral[p] / product[p]
+    milne = jnp.abs(integral[p] - (1 - jnp.stack(ahead.nodes)[p - 1]) * integral[p - 1]) / product[p]
+    c, drift = 1 + eta**2, drift_of(eta)
+    regression = c * ahead.step * regression_on_noise(2 * eta**2 * ahead.step)
+    correction = drift * corrector + (1 - drift) * regression
+    error = drift * milne + (1 - drift) * regression / math.sqrt(3)
+    return correction, error * STEPS ** (1 - eta) ** 4
 
 
-def drift_of(eta: Scalar) -> Scalar:
+def limited(x: Sample, most: Number) -> Sample:
+    """x, scaled down to this root mean square if it is above."""
+    return jnp.minimum(1, most / jnp.maximum(root_mean_square(x), jnp.finfo(x.dtype).tiny)) * x
+
+
+def drift_of(eta: Number) -> Number:
     """The drift of G relative to its drift along the ODE."""
     return 1 - eta**2
 

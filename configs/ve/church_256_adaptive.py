@@ -17,6 +17,7 @@ def get_config():
     config.sde.name = "ve"
     config.sde.sigma_max = 380.0
     config.solver_defaults.first_step = 0.5
+    config.solver_defaults.data_deviation = 0.25
     config.model.ch_mult = (1, 1, 2, 2, 2, 2, 2)
     config.model.num_res_blocks = 2
     config.model.dropout = 0.0

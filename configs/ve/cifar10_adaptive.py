@@ -16,6 +16,7 @@ def get_config():
     config.sde.name = "ve"
     config.sde.sigma_max = 50.0
     config.solver_defaults.first_step = 0.5
+    config.solver_defaults.data_deviation = 0.25
     config.model.fir = True
     config.model.progressive_input = "residual"
     config.model.embedding_type = "fourier"

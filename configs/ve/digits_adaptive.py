@@ -12,6 +12,7 @@ def get_config():
     # The largest distance between two digits in [0, 1] is 4.81 (Song & Ermon, arXiv 2006.09011, technique 1).
     config.sde.sigma_max = 5.0
     config.solver_defaults.first_step = 0.5
+    config.solver_defaults.data_deviation = 0.25
 
     # Small, 150,000 weights, for sampling on two CPU cores: resampling without convolutions, and no attention
     # but the one at the smallest size, take a third off each evaluation.

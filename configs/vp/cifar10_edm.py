@@ -21,6 +21,7 @@ def as_edm(config):
     config.sde.name = "edm"
     config.solver_defaults.first_step = 0.5  # of the noise level, from 80
     config.solver_defaults.eps_abs = 2 / 256
+    config.solver_defaults.data_deviation = 0.5
     config.model.ch_mult = (2, 2, 2)
     config.model.dropout = 0.13
     config.model.prediction = "edm"

@@ -12,6 +12,7 @@ def as_vp(config, *, checkpoint):
     config.sde.sigma_max = None
     config.solver_defaults.first_step = 0.01
     config.solver_defaults.eps_abs = 2 / 256
+    config.solver_defaults.data_deviation = 0.5
     config.model.checkpoint = checkpoint
     config.model.embedding_type = "positional"
     config.model.sigma_data = 1.0

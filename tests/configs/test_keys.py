@@ -24,6 +24,8 @@ KEYS = [key for key in DECIDES if key.startswith("solver.") and key not in ("sol
 VALUES = {
     "eps_rel": 0.9,
     "eps_abs": 0.1,
+    "num_evaluations": 10,
+    "data_deviation": 0.3,
     "safety": 0.5,
     "exponent": 0.7,
     "first_step": 0.02,

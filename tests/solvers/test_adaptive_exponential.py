@@ -166,13 +166,63 @@ def test_no_step_is_longer_than_half_in_log_snr(eta):
         assert fewest_steps(sde) <= calls <= fewest_steps(sde) + 2
 
 
+@pytest.mark.parametrize("num_evaluations", [1, 2, 3, 10, 40])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_number_of_evaluations_is_kept(num_evaluations, eta):
+    for sde in SDES.values():
+        solver = AdaptiveExponential(num_evaluations=num_evaluations, eta=eta)
+        x = solver.init(sde, jax.random.key(1), (4,), jnp.float32).x
+        state, calls = solve(solver, sde, x, STDS.astype(np.float32))
+        assert state.status == Status.COMPLETED
+        assert calls == num_evaluations
+        assert state.t == sde.eps
+        assert jnp.isfinite(state.x).all()
+
+
+def test_ten_evaluations_draw_modes_as_often_as_they_should():
+    """A minority of 0.1 in 16 dimensions. With all of the noise at every level, it came out as 0.053."""
+    sde, d, n = SDES["vp"], 16, 20_000
+    centres = jnp.stack([jnp.full(d, -0.1), jnp.full(d, 0.9)])
+
+    def score_fn(x, t):
+        alpha, sigma = jax.vmap(sde.marginal)(t)
+        alpha, variance = alpha[:, None, None], ((0.05 * alpha) ** 2 + sigma**2)[:, None]
+        towards = alpha * centres - x[:, None]
+        odds = jnp.log(jnp.array([0.9, 0.1])) - jnp.sum(towards**2, axis=2) / (2 * variance)
+        return jnp.einsum("bk,bkd->bd", jax.nn.softmax(odds), towards) / variance
+
+    solution = sample(
+        score_fn,
+        sde,
+        AdaptiveExponential(num_evaluations=10),
+        key=jax.random.key(0),
+        shape=(d,),
+        num_samples=n,
+        batch_size=4000,
+    )
+    minority = np.mean(solution.x.mean(axis=1) > 0.4)
+    assert abs(minority - 0.1) < 0.015
+
+
+def test_only_the_noise_of_a_step_depends_on_where_modes_part():
+    """Without noise, the setting has no effect."""
+    sde = SDES["ve"]
+    begin = jnp.asarray(from_scores(sde, Z, STDS)[0], jnp.float32)
+    ends = [
+        solve(AdaptiveExponential(eta=0.0, data_deviation=deviation), sde, begin, STDS.astype(np.float32))
+        for deviation in (0.1, 1.0)
+    ]
+    np.testing.assert_array_equal(ends[0][0].x, ends[1][0].x)
+    assert ends[0][1] == ends[1][1]
+
+
 def test_the_tolerance_is_relative_to_the_data():
     """Data, process and floor scaled by a power of two: the same steps, and the same samples, scaled."""
     for eta in (0.0, 1.0):
         found = []
         for scale in (1.0, 2.0**-6):
             sde = VESDE(sigma_min=0.01 * scale, sigma_max=50.0 * scale)
-            solver = AdaptiveExponential(eta=eta, eps_abs=1e-4 * scale)
+            solver = AdaptiveExponential(eta=eta, eps_abs=1e-4 * scale, data_deviation=0.5 * scale)
             data = Gaussian(0.3 * scale, 0.2 * scale)
             solution = sample(
                 data.score_fn(sde), sde, solver, key=jax.random.key(0), shape=(8,), num_samples=16
@@ -210,6 +260,13 @@ def test_it_ends_with_a_status_where_steps_no_longer_move_the_time():
         ({"eta": float("nan")}, r"eta must be a number in \[0, 1\] \(got nan\)"),
         ({"eps_rel": 0.0}, r"eps_rel must be a number > 0 \(got 0.0\)"),
         ({"eps_abs": -1.0}, r"eps_abs must be a number > 0 \(got -1.0\)"),
+        ({"data_deviation": 0.0}, r"data_deviation must be a number > 0 \(got 0.0\)"),
+        ({"num_evaluations": 0}, r"num_evaluations must be a whole number >= 1 \(got 0\)"),
+        ({"num_evaluations": 10.0}, r"num_evaluations must be a whole number >= 1 \(got 10.0\)"),
+        (
+            {"num_evaluations": 10, "eps_rel": 0.05},
+            r"eps_rel must be left out with num_evaluations \(got 0.05\): give a tolerance or a number",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
