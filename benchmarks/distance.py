@@ -60,18 +60,23 @@ class Distance:
         """The mean of D² for n samples of the law."""
         return (1 / n + 1 / self.reference.shape[1]) / 6
 
+    def least_error(self, n: int) -> float:
+        """The deviation of D² over sets of n true samples, if the f are independent of each other."""
+        return float(np.sqrt(np.sum(self.shares**2) / 45) / n)
+
     def __call__(self, x: Float[np.ndarray, "n d"]) -> tuple[float, float]:
         """D² and its standard error, of the samples [n, d].
 
-        The error is that of the infinitesimal jackknife: the variance of each sample's influence on D², over
-        n. It is too large, by up to a factor √2, for samples of the law itself.
+        The error is that of the infinitesimal jackknife, the deviation of the samples' influences on D² over
+        √n, and at least the deviation of D² over sets of true samples. For samples of the law itself, it is
+        too large by up to about √2.
         """
         square, influence = 0.0, np.zeros(len(x))
         for share, values, reference in zip(self.shares, self._values(x), self.reference, strict=True):
             one, of_each = cramer_von_mises(np.searchsorted(reference, values) / len(reference))
             square += share * one
             influence += share * of_each
-        return float(square), float(np.std(influence) / np.sqrt(len(x)))
+        return float(square), max(float(np.std(influence) / np.sqrt(len(x))), self.least_error(len(x)))
 
 
 def cramer_von_mises(u: Float[np.ndarray, " n"]) -> tuple[float, Float[np.ndarray, " n"]]:

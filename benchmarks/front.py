@@ -8,7 +8,8 @@ number and by the figure of merit itself. That is more tuning than a user can do
 The ``FINALISTS`` best of a search with one seed run again with other seeds, as AdaptiveExponential does, and
 the better of them counts. So the choice is not paid with luck, except for the choice between finalists, whose
 luck is the rival's. AdaptiveExponential has no choice: its settings are its defaults, with the data's range.
-It is given the number of evaluations, or a tolerance, in which case it is placed at its mean number.
+It is given the number of evaluations, or a tolerance, in which case it is placed at its mean number. Beside
+them, it runs without noise, at eta 0.
 
 The problems are mixtures with exact scores around 1,797 digits (benchmarks/mixture.py) and in 2 to 64
 dimensions (benchmarks/torture.py), and the shipped networks digits_ve and digits_vp.
@@ -19,7 +20,9 @@ dimensions (benchmarks/torture.py), and the shipped networks digits_ve and digit
                     final denoising. The standard error is from the relative differences of all rows' seeds.
 
 AdaptiveExponential is "at least as good" where its D² (or FID) is above the rival's by no more than two
-standard errors of the difference, and "better" where it is below by more than that.
+standard errors of the difference, and "better" where it is below by more than that. A last table compares it
+with each fixed solver alone, as if that were kept for all problems with exact scores. There the samples are
+those of the search, and both D² are less the mean of as many true samples.
 
     <problem>.<evaluations>.ours, .best, .ratio, .at_least_as_good      the names in --json
     share, eps_rel_share        of all cells at 10 evaluations and above, for both ways to choose the steps
@@ -146,10 +149,10 @@ class Sizes:
 
 
 def sizes_of(problem: str, *, quick: bool) -> Sizes:
+    if problem in NETWORKS:  # FID has no standard error of its own
+        return Sizes(search=256 if quick else 512, counted=256 if quick else 1024, seeds=(1, 2))
     if quick:
         return Sizes(search=1024, counted=1024)
-    if problem in NETWORKS:  # FID has no standard error of its own
-        return Sizes(search=512, counted=1024, seeds=(1, 2))
     if problem in TORTURE:
         return Sizes(search=2048, counted=8192)
     return Sizes(search=1024, counted=4096)
@@ -235,11 +238,11 @@ def on_exact(task: Task) -> Record:
         max_evaluations=beyond.MAX_EVALUATIONS,
     )
     x = solution.x[solution.status == Status.COMPLETED]
-    record = beyond.counts(solution)
-    if record["failed"]:  # samples that are not there are not of the law
+    record = beyond.counts(solution) | {"floor": problem.distance.floor(task.num_samples)}
+    if record["failed"]:  # a set that is not complete has no place on the front
         return record | {"value": 1.0, "error": 0.0}
     value, error = problem.distance(np.asarray(x, np.float64).reshape(len(x), -1))
-    record |= {"value": value, "error": error, "floor": problem.distance.floor(len(x))}
+    record |= {"value": value, "error": error}
     if isinstance(problem.law, Mixture):
         figures = figures_of_samples(problem.law, problem.sde, x)
         return record | {name: figures[name] for name in ("residual", "log_likelihood", "frechet")}
@@ -304,16 +307,18 @@ class Front:
     """All points of a problem.
 
     Attributes:
-        searched: value by label and number of evaluations, of the search.
+        searched: by label and number of evaluations, the points of the search, which has fewer samples.
         best: the better of the finalists at each number of evaluations, in rising order.
         by_number, by_tolerance: ours, in the same order and in that of the tolerances.
+        without_noise: ours by number at eta 0.
     """
 
     problem: str
-    searched: dict[str, dict[int, float]]
+    searched: dict[str, dict[int, Point]]
     best: list[Point]
     by_number: list[Point]
     by_tolerance: list[Point]
+    without_noise: list[Point]
 
 
 def front_of(
@@ -337,28 +342,34 @@ def front_of(
         return point_of(label, records, evaluations)
 
     points = [counted(f"num_evaluations {n}", ours(problem, num_evaluations=n - last), n) for n in counts]
+    points += [
+        counted(f"eta 0, num_evaluations {n}", ours(problem, num_evaluations=n - last, eta=0.0), n)
+        for n in counts
+    ]
     points += [counted(f"eps_rel {eps_rel:g}", ours(problem, eps_rel=eps_rel)) for eps_rel in tolerances]
     searched = {
-        label: {n: run(label, fixed(label, n - last), 0, sizes.search)["value"] for n in counts}
+        label: {n: point_of(label, [run(label, fixed(label, n - last), 0, sizes.search)], n) for n in counts}
         for label in labels
     }
     for n in counts:
         points += [counted(label, fixed(label, n - last), n) for label in finalists(searched, n)]
     if len(sizes.seeds) > 1:
         points = with_pooled_errors(points)
-    first, second = len(counts), len(counts) + len(tolerances)
+    first, second = len(counts), 2 * len(counts)
+    third = second + len(tolerances)
     return Front(
         problem=problem,
         searched=searched,
-        best=best_of(points[second:]),
+        best=best_of(points[third:]),
         by_number=points[:first],
-        by_tolerance=points[first:second],
+        by_tolerance=points[second:third],
+        without_noise=points[first:second],
     )
 
 
-def finalists(searched: dict[str, dict[int, float]], num_evaluations: int) -> list[str]:
+def finalists(searched: dict[str, dict[int, Point]], num_evaluations: int) -> list[str]:
     """The labels with the least values at a number of evaluations, the best first."""
-    return sorted(searched, key=lambda label: searched[label][num_evaluations])[:FINALISTS]
+    return sorted(searched, key=lambda label: searched[label][num_evaluations].value)[:FINALISTS]
 
 
 def best_of(points: Sequence[Point]) -> list[Point]:
@@ -414,14 +425,10 @@ def shown(problem: str, value: float) -> float:
     return value if problem in NETWORKS else float(np.sqrt(value))
 
 
-def cells_of(front: Front) -> tuple[list[Cell], list[Cell]]:
-    """By number of evaluations, and by tolerance where the number is in the range of the fixed ones."""
-    by_number = zip(front.by_number, front.best, strict=True)
-    by_tolerance = ((point, rival_at(front.best, point.evaluations)) for point in front.by_tolerance)
-    return (
-        [Cell(problem=front.problem, ours=point, rival=rival) for point, rival in by_number],
-        [Cell(problem=front.problem, ours=p, rival=rival) for p, rival in by_tolerance if rival],
-    )
+def cells_of(points: Sequence[Point], front: Front) -> list[Cell]:
+    """Of points of ours, where their number of evaluations is in the range of the fixed ones."""
+    pairs = ((point, rival_at(front.best, point.evaluations)) for point in points)
+    return [Cell(problem=front.problem, ours=point, rival=rival) for point, rival in pairs if rival]
 
 
 def judged(cells: Sequence[Cell]) -> list[Cell]:
@@ -441,7 +448,7 @@ def table(cells: Sequence[Cell]) -> str:
         beside = [
             " / ".join(f"{point.beside[name]:.{digits}f}" for point in (cell.ours, cell.rival))
             for name, digits in (("residual", 3), ("weights_z", 1), ("is_mean", 2))
-            if name in cell.ours.beside
+            if name in cell.ours.beside and name in cell.rival.beside
         ]
         verdict = "" if cell.good else "worse"
         rows.append([*row, cell.rival.label, f"{cell.ratio:.2f}", verdict, ", ".join(beside)])
@@ -454,7 +461,7 @@ def compact(fronts: Sequence[Front]) -> str:
     rows = []
     for front in fronts:
         row = [front.problem]
-        for cell in cells_of(front)[0]:
+        for cell in cells_of(front.by_number, front):
             text = " / ".join(f"{shown(front.problem, p.value):.3f}" for p in (cell.ours, cell.rival))
             row.append(text if cell.good else f"**{text}**")
         rows.append([*row, f"{floor_of(front):.3f}" if front.problem not in NETWORKS else ""])
@@ -472,6 +479,29 @@ def summary(cells: Sequence[Cell], name: str) -> str:
     good = f"at least as good in {len(cells) - len(worse)} of {len(cells)} cells"
     better = f"better in {sum(not at_least_as_good(cell.rival, cell.ours) for cell in cells)}"
     return f"{name}: {good}, {better}. Worse: {', '.join(worse) or 'none'}"
+
+
+def without_floor(point: Point) -> Point:
+    """With what D² has beyond its mean for true samples, to compare different numbers of samples."""
+    return dataclasses.replace(point, values=tuple(value - point.beside["floor"] for value in point.values))
+
+
+def against_each(fronts: Sequence[Front]) -> str:
+    """For each fixed solver, kept for all problems with exact scores: where ours is better, and worse."""
+    exact_ones = [front for front in fronts if front.problem not in NETWORKS]
+    rows = []
+    for label in exact_ones[0].searched if exact_ones else ():
+        pairs = [
+            (without_floor(ours), without_floor(front.searched[label][int(ours.evaluations)]))
+            for front in exact_ones
+            for ours in front.by_number
+            if ours.evaluations >= JUDGED_FROM
+        ]
+        better = sum(not at_least_as_good(theirs, ours) for ours, theirs in pairs)
+        worse = sum(not at_least_as_good(ours, theirs) for ours, theirs in pairs)
+        rows.append((worse - better, [label, str(better), str(len(pairs) - better - worse), str(worse)]))
+    head = ["fixed solver", "ours is better", "as good", "worse"]
+    return markdown(head, [row for _, row in sorted(rows, reverse=True)])
 
 
 def figures_of(by_number: Sequence[Cell], by_tolerance: Sequence[Cell]) -> dict[str, float]:
@@ -505,7 +535,7 @@ def plot(fronts: Sequence[Front], path: Path) -> None:
             handles[style["label"]] = line
 
         for values in front.searched.values():
-            heights = [shown(front.problem, value) for value in values.values()]
+            heights = [shown(front.problem, point.value) for point in values.values()]
             (line,) = panel.plot(list(values), heights, color="0.75", linewidth=0.7)
             handles["each fixed grid, fewer samples"] = line
         best = [shown(front.problem, point.value) for point in front.best]
@@ -513,12 +543,13 @@ def plot(fronts: Sequence[Front], path: Path) -> None:
         panel.fill_between(number, best, 1e3, color="tab:blue", alpha=0.08)
         draw(panel, front.best, front.problem, color="tab:blue", marker=".", label="best fixed grid at each")
         by_number = {"color": "black", "linewidth": 2.2, "marker": "o", "markersize": 4}
+        without = {"color": "black", "linewidth": 1, "linestyle": "--"}
+        draw(panel, front.without_noise, front.problem, **without, label="ours at eta 0, by num_evaluations")
         draw(panel, front.by_number, front.problem, **by_number, label="ours, by num_evaluations")
         by_tolerance = {"color": "tab:red", "linewidth": 2.2, "marker": "s", "markersize": 4}
         draw(panel, front.by_tolerance, front.problem, **by_tolerance, label="ours, by eps_rel")
-        lowest = min(
-            [*best, *(shown(front.problem, p.value) for p in [*front.by_number, *front.by_tolerance])]
-        )
+        of_ours = [*front.by_number, *front.by_tolerance, *front.without_noise]
+        lowest = min([*best, *(shown(front.problem, point.value) for point in of_ours)])
         if front.problem not in NETWORKS:
             floor = floor_of(front)
             band = panel.axhspan(0.5 * floor, floor, color="tab:green", alpha=0.15)
@@ -533,7 +564,7 @@ def plot(fronts: Sequence[Front], path: Path) -> None:
         panel.set(xlabel="evaluations", ylabel="FID" if front.problem in NETWORKS else "D")
     for panel in list(figure.axes)[len(fronts) :]:
         panel.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=9)
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
 
@@ -567,13 +598,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     fronts = [front_of(problem, measure, sizes_of(problem, quick=parsed.quick)) for problem in problems]
     bar.close()
-    by_number, by_tolerance = (
-        [cell for cells in each for cell in cells] for each in zip(*map(cells_of, fronts), strict=True)
-    )
-    print(f"{machine()}\n\n{table([*by_number, *by_tolerance])}\n\n{compact(fronts)}\n")
+    by_number = [cell for front in fronts for cell in cells_of(front.by_number, front)]
+    by_tolerance = [cell for front in fronts for cell in cells_of(front.by_tolerance, front)]
+    without_noise = [cell for front in fronts for cell in cells_of(front.without_noise, front)]
+    everything = [*by_number, *by_tolerance, *without_noise]
+    print(f"{machine()}\n\n{table(everything)}\n\n{compact(fronts)}\n")
     print(f"At {JUDGED_FROM} evaluations and above:")
     print(summary(judged(by_number), "by num_evaluations"))
     print(summary(judged(by_tolerance), "by eps_rel"))
+    print(summary(judged(without_noise), "by num_evaluations, eta 0"))
+    print(f"\n{against_each(fronts)}")
     plot(fronts, parsed.workdir / "front.png")
     if parsed.json:
         write_json(parsed.json, figures_of(by_number, by_tolerance))

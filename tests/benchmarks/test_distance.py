@@ -59,6 +59,14 @@ def test_the_error_is_the_deviation_over_sets(modes, distance):
     assert np.mean(errors) == pytest.approx(np.std(squares), rel=4 / np.sqrt(80))
 
 
+def test_the_error_of_true_samples_is_not_below_the_deviation_over_sets(modes, distance):
+    squares, errors = np.transpose([distance(modes.samples(N, seed=200 + i)) for i in range(40)])
+    assert np.min(errors) >= distance.least_error(N)
+    # the deviation of 40 that are as skewed as a χ² of one degree has a relative error of √(14/40)/2
+    assert distance.least_error(N) < np.std(squares) * (1 + 4 * 0.3)
+    assert np.mean(errors) == pytest.approx(1.2 * np.std(squares), rel=0.6)
+
+
 @pytest.mark.parametrize("change", ["weight", "width", "place"])
 def test_a_wrong_weight_width_or_place_is_seen(modes, distance, change):
     d = modes.centres.shape[1]

@@ -13,7 +13,9 @@ from benchmarks import front
 from benchmarks.front import (
     GRIDS,
     Cell,
+    Front,
     Sizes,
+    against_each,
     at_least_as_good,
     best_of,
     finalists,
@@ -35,12 +37,8 @@ def point(value, error=0.0, evaluations=10, label="a", nfe=10.0):
 
 
 def test_the_finalists_are_the_best_at_their_number_of_evaluations():
-    searched = {
-        "a": {10: 3.0, 20: 1.0},
-        "b": {10: 1.0, 20: 2.0},
-        "c": {10: 2.0, 20: 3.0},
-        "nan": {10: math.inf, 20: 9.0},
-    }
+    values = {"a": (3.0, 1.0), "b": (1.0, 2.0), "c": (2.0, 3.0)}
+    searched = {label: {10: point(first), 20: point(second)} for label, (first, second) in values.items()}
     assert finalists(searched, 10) == ["b", "c"]
     assert finalists(searched, 20) == ["a", "b"]
 
@@ -91,6 +89,24 @@ def test_the_summary_counts_and_names_the_cells_from_ten_evaluations_on():
     ]
     text = summary(judged(cells), "by number")
     assert text == "by number: at least as good in 1 of 2 cells, better in 1. Worse: near_2_ve at 10 (2.00)"
+
+
+def test_each_fixed_solver_is_compared_by_what_is_beyond_true_samples():
+    def at(value, floor, label="a"):
+        return point_of(label, [{"nfe": 10.0, "value": value, "error": 0.1, "floor": floor}], 10)
+
+    # the same 2 beyond true samples, with fewer samples; less by 1; more by 1
+    values = {"equal": 3.0, "good": 2.0, "poor": 4.0}
+    found = Front(
+        problem="near_2_ve",
+        searched={label: {10: at(value, 1.0, label)} for label, value in values.items()},
+        best=[],
+        by_number=[at(2.5, 0.5)],
+        by_tolerance=[],
+        without_noise=[],
+    )
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in against_each([found]).splitlines()]
+    assert rows[2:] == [["good", "0", "0", "1"], ["equal", "0", "1", "0"], ["poor", "1", "0", "0"]]
 
 
 def test_fid_is_shown_as_it_is_and_a_square_as_its_root():
