@@ -471,18 +471,19 @@ def table(rows: Sequence[tuple[int, str, dict[str, Any]]]) -> str:
 
 
 def plot(rows: Sequence[tuple[int, str, dict[str, Any]]], path: Path) -> None:
-    """|z| of the weights and the error of the residual of every run against its evaluations."""
+    """For each solver, the share of runs whose weights, and whose variance, are off by less than a value."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, 2, sharey=True)
     for name in dict.fromkeys(row[1] for row in rows):
         of = [record for _, other, record in rows if other == name and "weights_z" in record]
-        nfe = [max(record["nfe"], 1) for record in of]
-        axes[0].loglog(nfe, [abs(record["weights_z"]) + 0.01 for record in of], ".", label=name)
-        axes[1].loglog(nfe, [abs(record["residual"] - 1) + 1e-4 for record in of], ".", label=name)
-    axes[0].set(xlabel="evaluations", ylabel="largest |z| of the weights")
-    axes[1].set(xlabel="evaluations", ylabel="|residual variance - 1|")
-    axes[1].legend(fontsize=8)
+        nfe = float(np.mean([record["nfe"] for record in of]))
+        label = f"{name}, {nfe:.0f} evaluations" if nfe else name
+        axes[0].ecdf([abs(record["weights_z"]) for record in of], label=label)
+        axes[1].ecdf([abs(record["residual"] - 1) for record in of], label=label)
+    axes[0].set(xlabel="largest |z| of the weights", ylabel="share of the runs below", xlim=(0, 8))
+    axes[1].set(xlabel="|residual variance - 1|", xscale="log", xlim=(1e-3, 3))
+    axes[0].legend(fontsize=8)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
