@@ -47,6 +47,7 @@ run guidance "$python" -m benchmarks.guidance --json "$folder/guidance.json" --w
 run ablation "$python" -m benchmarks.ablation --json "$folder/ablation.json"
 run step_control "$python" -m benchmarks.step_control --json "$folder/step_control.json"
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
+run strong_error "$python" -m benchmarks.strong_error --json "$folder/strong_error.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"
 run front "$python" -m benchmarks.front --json "$folder/front.json"
 

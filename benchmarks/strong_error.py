@@ -63,6 +63,7 @@ from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from models.checkpoints import checkpoint_sha256
 from sde_lib import SDE, VPSDE
+from sde_lib.checks import refusal
 from solvers import (
     DDIM,
     ERSDE,
@@ -272,6 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = names_in(parser, "--problems", parsed.problems, installed, usual)
     names = names_in(parser, "--solvers", parsed.solvers, SOLVERS, SOLVERS)
     num_cells = QUICK_CELLS if parsed.quick else parsed.cells
+    if num_cells < 2 or num_cells % 2:
+        parser.error(
+            refusal("--cells", num_cells, "an even number of at least 2", f"leave it out for {CELLS}")
+        )
 
     make_folder(parsed.workdir)
     path = parsed.workdir / "strong_error.jsonl"

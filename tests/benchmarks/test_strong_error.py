@@ -247,6 +247,12 @@ def test_the_figures_of_known_distances():
     assert np.mean(spread) == pytest.approx(estimates.std(), rel=0.1)
 
 
+def test_an_odd_number_of_cells_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--cells", "101", "--workdir", str(tmp_path)])
+    assert "--cells must be an even number of at least 2 (got 101)" in capsys.readouterr().err
+
+
 def test_a_killed_run_is_resumed(tmp_path, monkeypatch, capsys):
     arguments = ["--quick", "--solvers", "half,sde_dpm_solver_pp_2m", "--workdir", str(tmp_path)]
     arguments += ["--json", str(tmp_path / "figures.json")]
