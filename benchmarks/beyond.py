@@ -118,7 +118,7 @@ def paper(ve: bool) -> Adaptive:
 
 
 def ours(ve: bool, **settings: Any) -> AdaptiveExponential:
-    suited = {"eps_abs": 1 / 256, "data_deviation": 0.25} if ve else {"eps_abs": 2 / 256}
+    suited: dict[str, Any] = {"eps_abs": 1 / 256, "data_deviation": 0.25} if ve else {"eps_abs": 2 / 256}
     return AdaptiveExponential(**suited | settings)
 
 
