@@ -12,7 +12,7 @@ three). The row "true samples" is a second draw of true samples: smaller differe
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,10 +33,10 @@ MEASURES = ("residual", "log_likelihood", "frechet")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A variant of the solver: the functions of its module that are replaced, and its settings."""
+    """A variant of the solver: the functions and constants of its module that are replaced, and settings."""
 
     name: str
-    instead: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    instead: dict[str, Any] = dataclasses.field(default_factory=dict)
     tolerance: float = 1.0  # factor on both default tolerances
     eta: float = 1.0
 
@@ -55,6 +55,7 @@ ROWS = [
     Row(name="as it is"),
     *(Row(name=f"tolerance x {factor:g}", tolerance=factor) for factor in (4, 2, 0.5)),
     Row(name="b = 0", instead=NO_WIDTH),
+    Row(name="as much noise at every level", instead={"FAR_ABOVE": 1.0}),
     # extrapolation, UniC's weight and Milne's error at eta = 1; the tolerance gives about as many evaluations
     Row(name="as if G drifted", instead={"drift_of": lambda eta: 1.0}, tolerance=0.25),
     *(Row(name=f"eta {eta:g}", eta=eta) for eta in (0.75, 0.5, 0.25, 0.0)),

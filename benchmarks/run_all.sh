@@ -4,8 +4,8 @@
 #     bash benchmarks/run_all.sh [FOLDER]         runs/benchmarks by default
 #
 # A benchmark that fails does not keep the others from running, but makes the exit status 1. The times in
-# benchmarks/README.md add up to hours, most of them for exact_score and beyond. These two are resumed when this script
-# is killed and started again. ONLY="driver network" runs only these. Without an accelerator, gpu is left out.
+# benchmarks/README.md add up to hours, most of them for exact_score, beyond and front. These are resumed when this
+# script is killed and started again. ONLY="driver network" runs only these. Without an accelerator, gpu is left out.
 set -euo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/../runs/benchmarks}")
 cd "$(dirname "$0")/.."
@@ -49,6 +49,7 @@ run step_control "$python" -m benchmarks.step_control --json "$folder/step_contr
 run exact_score "$python" -m benchmarks.exact_score --json "$folder/exact_score.json"
 run strong_error "$python" -m benchmarks.strong_error --json "$folder/strong_error.json"
 run beyond "$python" -m benchmarks.beyond --json "$folder/beyond.json"
+run front "$python" -m benchmarks.front --json "$folder/front.json"
 
 "$python" -m benchmarks.report "$folder"
 if [ -n "$failed" ]; then
