@@ -53,7 +53,7 @@ import configs
 import models
 import sde_lib
 import solvers
-from benchmarks import same_path
+from benchmarks import same_path, third_party
 from benchmarks.exact_score import SDES, adaptive, code_of
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture
 from benchmarks.report import machine, names_in, write_json
@@ -62,7 +62,7 @@ from benchmarks.torture import records_of
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from models.checkpoints import checkpoint_sha256
-from sde_lib import SDE, VPSDE
+from sde_lib import SDE
 from sde_lib.checks import refusal
 from solvers import (
     DDIM,
@@ -137,17 +137,10 @@ def digits(name: str) -> Problem:
 
 
 def galaxies() -> Problem:
-    """HSC_32 of galaxygrad; examples/galaxies.py explains it."""
-
-    def load() -> Partial:
-        # not within the score: its arrays would belong to the program that is compiled then
-        from galaxygrad import scorenet  # pyright: ignore[reportMissingImports]
-
-        return Partial(lambda x, t: jax.vmap(scorenet.HSC_32)(x, 10 * t))
-
+    """HSC_32 of galaxygrad; see benchmarks/third_party.py."""
     return Problem(
-        sde=VPSDE(beta_min=10.0, beta_max=10.0),
-        load=load,
+        sde=third_party.PROCESS,
+        load=lambda: third_party.score_fn("HSC_32"),
         source=importlib.metadata.version("galaxygrad"),
         shape=(1, 32, 32),
         num_samples=64,

@@ -16,7 +16,8 @@ from benchmarks.report import machine, main, write_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "benchmarks" / "README.md").read_text()
-MODULES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"convolution", "mixture"})
+SHARED = {"convolution", "distance", "mixture", "same_path"}  # by benchmarks
+MODULES = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - SHARED)
 
 
 def test_the_table_names_every_figure_its_benchmark_and_the_machines(tmp_path, capsys):
