@@ -47,7 +47,7 @@ from sde_lib import SDE, ScoreFn, denoise
 from sde_lib.checks import require
 from sde_lib.pytrees import as_partial, register_dataclass
 from solvers.adaptive import Adaptive
-from solvers.adaptive_exponential import LONGEST, AdaptiveExponential, Evaluation
+from solvers.adaptive_exponential import LONGEST, AdaptiveExponential
 from solvers.arguments import as_arrays
 from solvers.ddim import DDIM
 from solvers.dpm_solver import SDEDPMSolverPP
@@ -161,10 +161,8 @@ def clock_of(solver: Solver, step: dict[str, np.ndarray]) -> Clock:
 def noise_share(solver: Solver, log_snr: Array, shape: tuple[int, ...]) -> Float[Array, " N"]:
     """η of the process that a solver solves, for samples of this shape."""
     if isinstance(solver, AdaptiveExponential):
-        sample = jnp.zeros(shape)
-        return jax.vmap(
-            lambda at: solver._noise_share(Evaluation(log_snr=at, point=sample, denoised=sample))
-        )(log_snr)
+        h, size = jnp.float32(LONGEST), math.prod(shape)
+        return jax.vmap(lambda each: solver.noise_share(each, h, size))(log_snr)
     if isinstance(solver, ERSDE):  # 1 + η² = d log φ/d log ς
         power = jnp.exp(-POWER * log_snr)
         return jnp.sqrt(POWER * power / (1 + OFFSET * jnp.exp(-power)))
@@ -325,7 +323,7 @@ def _step(sde: SDE, solver: Any, before: Any, after: Any) -> dict[str, Any]:
     variance, eta = 0.0, 1.0
     if isinstance(solver, AdaptiveExponential):
         variance = after.variance
-        eta = solver._noise_share(after.history[0]) * jnp.minimum(1, LONGEST / after.h)
+        eta = solver.noise_share(after.history[0].log_snr, after.h, before.x.size)
     if isinstance(solver, Adaptive):
         deviation = sde.diffusion(begin) * jnp.sqrt(after.h)
     elif isinstance(solver, EulerMaruyama):

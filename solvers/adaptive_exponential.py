@@ -28,13 +28,12 @@ step is due to the noise. With less noise it drifts, at 1 − η² of its slope 
 
 In 3, s = max(rms D, ε_abs/ε_rel), ς and, in 4, η are those of the last evaluation, and d is the number of
 elements. η₁ is the setting ``eta``. In 2 and 3, P is its value at λ_n. The weight w_ODE turns the integral of
-P into that of the polynomial that
-also passes through G_n; at b = 0 and η = 0, this predictor and corrector are those of UniPC (arXiv
-2302.04867). v_ODE is Milne's device: the fraction of predictor minus corrector that estimates the error of
-the corrector of the same order; the corrector that is kept has one order more. w_SDE is the regression of the
-integral on G_n − P where noise drives G, and w_SDE/√3 is the standard deviation of the residual. These
-errors are independent from step to step and partly cancel. Those of the ODE add up, hence the factor 64. The
-last prediction is not corrected. The final step ends exactly at eps.
+P into that of the polynomial that also passes through G_n; at b = 0 and η = 0, this predictor and corrector
+are those of UniPC (arXiv 2302.04867). v_ODE is Milne's device: the fraction of predictor minus corrector that
+estimates the error of the corrector of the same order; the corrector that is kept has one order more. w_SDE
+is the regression of the integral on G_n − P where noise drives G, and w_SDE/√3 is the standard deviation of
+the residual. These errors are independent from step to step and partly cancel. Those of the ODE add up, hence
+the factor 64. The last prediction is not corrected. The final step ends exactly at eps.
 
 Any η that depends on the time alone keeps the marginals. Noise makes up for the errors of a network, but it
 also makes long steps inexact where the modes of the data part, at a noise ς of up to about half the norm
@@ -214,7 +213,7 @@ class AdaptiveExponential:
         # 4. h
         h, t_next, last = self._next_step(sde, state, now, e)
         # 5. η
-        eta = self._noise_share(now) * jnp.minimum(1, LONGEST / h)
+        eta = self.noise_share(now.log_snr, h, now.point.size)
         # 6. b²
         variance = jnp.where(n > 0, fitted_variance(now, state.history[0]), 0).astype(dtype)
         # 7. y'
@@ -243,10 +242,11 @@ class AdaptiveExponential:
             rejected=state.rejected,
         )
 
-    def _noise_share(self, at: Evaluation) -> Number:
-        """η of a step that starts there and is no longer than LONGEST."""
-        ratio = 2 * jnp.exp(-at.log_snr) / (self.data_deviation * math.sqrt(at.point.size))
-        return self.eta * jnp.sqrt(FAR_ABOVE + (1 - FAR_ABOVE) / (1 + ratio**4))
+    def noise_share(self, log_snr: Number, h: Number, size: int) -> Number:
+        """η of a step of length h from this log-SNR, for a sample of ``size`` elements."""
+        ratio = 2 * jnp.exp(-log_snr) / (self.data_deviation * math.sqrt(size))
+        share = self.eta * jnp.sqrt(FAR_ABOVE + (1 - FAR_ABOVE) / (1 + ratio**4))
+        return share * jnp.minimum(1, LONGEST / h)
 
     def _error(self, state: AdaptiveExponentialState, now: Evaluation, residual: Sample) -> Number:
         """Step 3. It may be 0, and NaN passes through to the status."""
@@ -264,15 +264,15 @@ class AdaptiveExponential:
     ) -> tuple[Number, Time, Flag]:
         """Step 4: h, the time at the end of the step, and whether the step is the last."""
         n, dtype = state.accepted, state.x.dtype
-        # e scales as h^4, and as h^(3/2) where noise causes it: an exponent above 1/2 would follow each draw
-        exponent = -(1 + self._noise_share(state.history[0]) ** 2) / 4
-        factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** exponent, SHRINK, GROW)
         end = jnp.asarray(sde.log_snr(sde.eps), dtype)
         rest = end - now.log_snr
         if self.num_evaluations is not None:
             left = self.num_evaluations - n
             h = jnp.where(left > 1, rest / left, rest).astype(dtype)
         else:
+            # e scales as h^4, and as h^(3/2) where noise causes it: more than 1/2 would follow each draw
+            eta = self.noise_share(state.history[0].log_snr, state.h, now.point.size)
+            factor = jnp.clip(SAFETY * jnp.maximum(e, 1e-12) ** (-(1 + eta**2) / 4), SHRINK, GROW)
             h = jnp.where(n == 0, state.h, jnp.minimum(state.h * factor, LONGEST))
             # two steps of half the rest instead of a long one and a short one
             h = jnp.where(h >= rest, rest, jnp.where(2 * h > rest, rest / 2, h)).astype(dtype)
