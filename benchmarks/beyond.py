@@ -29,8 +29,6 @@ resumed by the same command, and two can share the work by --problems. The plot 
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +49,7 @@ import sde_lib
 import solvers
 from benchmarks.exact_score import adaptive, code_of, figures_of_samples
 from benchmarks.mixture import SHAPE, digits_mixture
-from benchmarks.report import kept, machine, names_in, write_json
+from benchmarks.report import hash_of, kept, machine, names_in, write_json
 from evaluation.metrics import fid
 from evaluation.metrics.inception_score import inception_score
 from evaluation.runs import measurement
@@ -109,8 +107,8 @@ class Task:
         """A hash of all that determines the samples, the solver's code included."""
         modules = ("benchmarks.mixture",)
         modules += () if self.solver is None else (type(self.solver).__module__,)
-        what = [self.problem, repr(self.solver), self.seed, self.num_samples, self.noise, code_of(modules)]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        what = (self.problem, repr(self.solver), self.seed, self.num_samples, self.noise, code_of(modules))
+        return hash_of(*what)
 
 
 def paper(ve: bool) -> Adaptive:

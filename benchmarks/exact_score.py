@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 import solvers
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture, pixel_unit
-from benchmarks.report import kept, machine, names_in, write_json
+from benchmarks.report import hash_of, kept, machine, names_in, write_json
 from evaluation.metrics.fid import frechet_distance
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
@@ -227,8 +227,8 @@ class Cell:
         module = "benchmarks.mixture" if self.solver is None else type(self.solver).__module__
         modules = ("benchmarks.mixture", "solvers.off_the_shelf" if module == __name__ else module)
         # the solver's repr contains its settings; the row's name is left out, as it may change
-        what = [self.sde, self.bandwidth, repr(self.solver), self.seed, self.num_samples, code_of(modules)]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        what = (self.sde, self.bandwidth, repr(self.solver), self.seed, self.num_samples, code_of(modules))
+        return hash_of(*what)
 
 
 @functools.cache

@@ -37,8 +37,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +54,8 @@ from benchmarks import beyond, torture
 from benchmarks.distance import Distance
 from benchmarks.exact_score import code_of, figures_of_samples
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture
-from benchmarks.report import machine, names_in, write_json
-from benchmarks.torture import Modes, records_of
+from benchmarks.report import Records, hash_of, machine, names_in, write_json
+from benchmarks.torture import Modes
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from sde_lib import SDE, VESDE, VPSDE
@@ -132,8 +130,7 @@ class Task:
         """A hash of all that determines the record, the code of the solver and of the distance included."""
         modules = ("benchmarks.distance", "benchmarks.mixture", "benchmarks.torture")
         modules = (() if self.problem in NETWORKS else modules) + (type(self.solver).__module__,)
-        what = [self.problem, repr(self.solver), self.seed, self.num_samples, code(modules)]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return hash_of(self.problem, repr(self.solver), self.seed, self.num_samples, code(modules))
 
 
 code = functools.cache(code_of)
@@ -210,12 +207,7 @@ def exact(problem: str) -> Exact:
 
 
 def log_density_of_modes(modes: Modes, x: np.ndarray) -> np.ndarray:
-    each = zip(modes.weights, modes.centres, modes.widths, strict=True)
-    logs = [
-        np.log(weight) - 0.5 * np.sum(((x - centre) / width) ** 2, axis=1) - np.sum(np.log(width))
-        for weight, centre, width in each
-    ]
-    return np.asarray(logsumexp(logs, axis=0))
+    return np.asarray(logsumexp(modes.log_densities(modes.squares(x)), axis=1))
 
 
 def log_density_of_digits(mixture: Mixture, sde: SDE, x: np.ndarray) -> np.ndarray:
@@ -581,20 +573,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = ["near_2_ve"] if parsed.quick else PROBLEMS
     problems = names_in(parser, "--problems", parsed.problems, PROBLEMS, default)
     make_folder(parsed.workdir)
-    path = parsed.workdir / "front.jsonl"
-    known = records_of(path)
+    records = Records(parsed.workdir / "front.jsonl")
     bar = tqdm(unit="run", disable=None)
 
     def measure(task: Task) -> Record:
         bar.set_postfix_str(f"{task.problem} {task.label}")
         bar.update()
-        if task.identity not in known:
-            record = on_network(task) if task.problem in NETWORKS else on_exact(task)
-            about = {"problem": task.problem, "solver": repr(task.solver), "seed": task.seed}
-            known[task.identity] = about | record | {"identity": task.identity}
-            with path.open("a") as file:
-                file.write(json.dumps(known[task.identity]) + "\n")
-        return known[task.identity]
+        about = {"problem": task.problem, "solver": repr(task.solver), "seed": task.seed}
+        on_problem = on_network if task.problem in NETWORKS else on_exact
+        return records.of(task.identity, lambda: about | on_problem(task))
 
     fronts = [front_of(problem, measure, sizes_of(problem, quick=parsed.quick)) for problem in problems]
     bar.close()

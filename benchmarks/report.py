@@ -6,6 +6,7 @@ prints all figures that benchmarks wrote to files in a folder with --json, and t
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -96,6 +97,37 @@ def machine() -> str:
     devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores of {model}; JAX {jax.__version__} on {devices} x {jax.device_count()}"
+
+
+def hash_of(*what: Any) -> str:
+    """The identity of a run: a hash of all that determines its record, which JSON has to know."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+class Records:
+    """The records of a benchmark's runs in a file, a line of JSON each, with which a killed one goes on."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there; a line that a kill cut off is left out."""
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):  # the next record is not to share the line that was cut off
+            path.write_text(text + "\n")
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            self._known[record["identity"]] = record
+
+    def of(self, identity: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a run, from the file, or measured and added to it."""
+        if identity not in self._known:
+            self._known[identity] = measure() | {"identity": identity}
+            with self._path.open("a") as file:
+                file.write(json.dumps(self._known[identity]) + "\n")
+        return self._known[identity]
 
 
 def kept(path: Path, run: Run, measure: Callable[[Run], dict[str, float]]) -> dict[str, float]:

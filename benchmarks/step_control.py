@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,8 +39,7 @@ from tqdm import tqdm
 
 from benchmarks.exact_score import SDES, adaptive, code_of, figures_of_samples
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture
-from benchmarks.report import machine, names_in, write_json
-from benchmarks.torture import records_of
+from benchmarks.report import Records, hash_of, machine, names_in, write_json
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from sde_lib import SDE, reverse_drift
@@ -332,8 +329,7 @@ class Run:
     @property
     def identity(self) -> str:
         """A hash of all that determines the record, the solver's code included."""
-        what = [repr(self), code_of(("benchmarks.mixture", "solvers.adaptive"))]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return hash_of(repr(self), code_of(("benchmarks.mixture", "solvers.adaptive")))
 
 
 def on_digits(
@@ -407,13 +403,11 @@ def measure(run: Run) -> dict[str, float]:
 
 def records(runs: Sequence[Run], path: Path) -> list[dict[str, Any]]:
     """The record of each run, from the file, or measured and added to it."""
-    known = records_of(path)
-    for run in tqdm(runs, unit="run", disable=None):
-        if run.identity not in known:
-            known[run.identity] = measure(run) | {"identity": run.identity, "run": repr(run)}
-            with path.open("a") as file:
-                file.write(json.dumps(known[run.identity]) + "\n")
-    return [known[run.identity] for run in runs]
+    known = Records(path)
+    return [
+        known.of(run.identity, lambda run=run: measure(run) | {"run": repr(run)})
+        for run in tqdm(runs, unit="run", disable=None)
+    ]
 
 
 # --- the parts -------------------------------------------------------------------------------------------

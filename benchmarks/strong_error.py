@@ -35,7 +35,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,8 @@ import solvers
 from benchmarks import same_path, third_party
 from benchmarks.exact_score import SDES, adaptive, code_of
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture
-from benchmarks.report import machine, names_in, write_json
+from benchmarks.report import Records, hash_of, machine, names_in, write_json
 from benchmarks.same_path import Paths, clock_of_width, noise_share, run_along, solve_along
-from benchmarks.torture import records_of
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from models.checkpoints import checkpoint_sha256
@@ -245,9 +243,8 @@ class Cell:
 
     def hashed(self, what: str, modules: tuple[str, ...]) -> str:
         """A hash of the problem, of the paths, and of this."""
-        about = [self.problem, self.source, self.num_samples, self.num_cells, what]
-        about += [Path(same_path.__file__).read_text(), code_of(modules)]
-        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        about = (self.problem, self.source, self.num_samples, self.num_cells, what)
+        return hash_of(*about, Path(same_path.__file__).read_text(), code_of(modules))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -272,8 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     make_folder(parsed.workdir)
-    path = parsed.workdir / "strong_error.jsonl"
-    known, rows = records_of(path), []
+    records, rows = Records(parsed.workdir / "strong_error.jsonl"), []
     for name in problems:
         problem = PROBLEMS[name]()
         if parsed.quick:
@@ -281,11 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = cells_of(name, problem, names, num_cells)
         measure = measuring(problem, parsed.workdir)
         for cell in tqdm(cells, desc=name, unit="run", disable=None):
-            if cell.identity not in known:
-                known[cell.identity] = measure(cell) | {"identity": cell.identity, "run": str(cell)}
-                with path.open("a") as file:
-                    file.write(json.dumps(known[cell.identity]) + "\n")
-            rows.append((cell, figures_of(known[cell.identity], problem)))
+            record = records.of(cell.identity, functools.partial(measure, cell))
+            rows.append((cell, figures_of(record, problem)))
     print(f"{machine()}\n\n{table(rows)}")
     plot(rows, parsed.workdir / "strong_error.png")
     if parsed.json:
@@ -371,7 +364,8 @@ def measuring(problem: Problem, workdir: Path) -> Callable[[Cell], dict[str, Any
             )
             x, nfe = found.x, found.nfe
         distances = np.sqrt(np.mean((x - expected).reshape(len(x), -1) ** 2, axis=1))
-        return {"nfe": float(nfe.mean()), "distances": [float(f"{each:.5g}") for each in distances]}
+        record = {"nfe": float(nfe.mean()), "distances": [float(f"{each:.5g}") for each in distances]}
+        return record | {"run": str(cell)}
 
     return measure
 

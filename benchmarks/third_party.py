@@ -39,9 +39,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +54,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.exact_score import code_of
-from benchmarks.report import machine, names_in, write_json
-from benchmarks.torture import records_of
+from benchmarks.report import Records, hash_of, machine, names_in, write_json
 from evaluation.metrics.bootstrap import Z
 from evaluation.metrics.sliced_wasserstein import SCALE, directions, sliced_wasserstein
 from evaluation.runs.tables import markdown
@@ -89,7 +86,6 @@ from solvers import (
 PROCESS = VPSDE(beta_min=10.0, beta_max=10.0)  # the integral of beta is 10 t, up to the networks' 10 at t = 1
 BRIGHTNESS = 0.1  # the unit of an image's logarithms
 MAX_EVALUATIONS = 4000
-
 
 SOLVERS: dict[str, Any] = {
     "adaptive_exponential 0.02": AdaptiveExponential(),
@@ -278,10 +274,6 @@ def score_fn(name: str) -> Partial:
     return Partial(score, weights)
 
 
-def hash_of(*what: Any) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-
-
 def drawn(folder: Path, name: str, solver: Any, *, seed: int, ids: range, code: str) -> dict[str, np.ndarray]:
     """Samples x [n, h, w] of a network with their nfe and status, from their file if it is there.
 
@@ -373,6 +365,8 @@ class Setting:
         first, _ = self.references
         x = found["x"][found["status"] == Status.COMPLETED]
         record: dict[str, Any] = {
+            "network": self.name,
+            "row": row,
             "nfe": float(found["nfe"].mean()),
             "nfe_max": int(found["nfe"].max()),
             "failed": len(found["x"]) - len(x),
@@ -482,8 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_galaxygrad()
 
     make_folder(parsed.workdir / "samples")
-    path = parsed.workdir / "third_party.jsonl"
-    known, rows, settings = records_of(path), Rows(), []
+    records, rows, settings = Records(parsed.workdir / "third_party.jsonl"), Rows(), []
     for name in names:
         network = NETWORKS[name]
         setting = Setting(
@@ -494,12 +487,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         settings.append(setting)
         for row in tqdm([AGAIN, *(chosen or network.rows)], desc=name, unit="row", disable=None):
-            key = setting.identity(row)
-            if key not in known:
-                known[key] = {"network": name, "row": row} | setting.measure(row) | {"identity": key}
-                with path.open("a") as file:
-                    file.write(json.dumps(known[key]) + "\n")
-            rows[name, row] = known[key]
+            measure = functools.partial(setting.measure, row)
+            rows[name, row] = records.of(setting.identity(row), measure)
     print(f"{machine()}\n")
     for setting in settings:
         about = f"{setting.num_samples:,} samples, reference by {setting.reference}"

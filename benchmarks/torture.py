@@ -32,8 +32,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +48,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.exact_score import code_of
-from benchmarks.report import machine, names_in, write_json
+from benchmarks.report import Records, hash_of, machine, names_in, write_json
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
 from sde_lib import SDE, VESDE, VPSDE, CosineVP, DiscreteVP, EDMProcess, RectifiedFlow, SubVPSDE
@@ -118,6 +116,15 @@ class Modes:
         rng = np.random.default_rng(seed)
         k = rng.choice(len(self.weights), n, p=self.weights)
         return np.asarray(self.centres[k] + self.widths[k] * rng.standard_normal((n, self.centres.shape[1])))
+
+    def squares(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n K"]:
+        """The Mahalanobis distance squared of each sample to each mode."""
+        each = zip(self.centres, self.widths, strict=True)
+        return np.stack([np.sum(((x - centre) / width) ** 2, axis=1) for centre, width in each], axis=1)
+
+    def log_densities(self, squares: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
+        """Of each mode with its weight, up to a constant of all."""
+        return np.log(self.weights) - 0.5 * squares - np.sum(np.log(self.widths), axis=1)
 
     @property
     def deviation(self) -> float:
@@ -229,18 +236,15 @@ EXACT_SAMPLES = 100_000
 
 def shares(modes: Modes, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each sample and mode: the probability of the mode, Mahalanobis distance squared, largest |z|."""
-    squares, largest, logits = [], [], []
-    for weight, centre, width in zip(modes.weights, modes.centres, modes.widths, strict=True):
-        z = (x - centre) / width
-        squares.append(np.sum(z**2, axis=1))
-        largest.append(
-            np.max(np.abs(x - centre) / (GROSS_WIDTHS * width + GROSS_DEVIATIONS * modes.deviation), axis=1)
-        )
-        logits.append(np.log(weight) - 0.5 * squares[-1] - np.sum(np.log(width)))
-    logits = np.stack(logits, axis=1)
+    squares = modes.squares(x)
+    logits = modes.log_densities(squares)
     share = np.exp(logits - logits.max(axis=1, keepdims=True))
     share /= share.sum(axis=1, keepdims=True)
-    return share, np.stack(squares, axis=1), np.stack(largest, axis=1)
+    largest = [
+        np.max(np.abs(x - centre) / (GROSS_WIDTHS * width + GROSS_DEVIATIONS * modes.deviation), axis=1)
+        for centre, width in zip(modes.centres, modes.widths, strict=True)
+    ]
+    return share, squares, np.stack(largest, axis=1)
 
 
 @functools.cache
@@ -417,20 +421,7 @@ def identity(number: int, name: str, most: int) -> str:
     """A hash of all that determines a record, the solver's code included."""
     problem, solver = PROBLEMS[number], SOLVERS[name]
     modules = ("benchmarks.torture", *(() if solver is None else (type(solver).__module__,)))
-    what = [number, problem.name, problem.process, repr(solver), most, code_of(modules)]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-
-
-def records_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a file by their identity; a line that a kill cut off is left out."""
-    found = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[record["identity"]] = record
-    return found
+    return hash_of(number, problem.name, problem.process, repr(solver), most, code_of(modules))
 
 
 def table(rows: Sequence[tuple[int, str, dict[str, Any]]]) -> str:
@@ -509,17 +500,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.quick:
         numbers = [i for i in numbers if PROBLEMS[i].dimensions <= 8]
     make_folder(parsed.workdir)
-    path = parsed.workdir / "torture.jsonl"
-    known, rows = records_of(path), []
+    records, rows = Records(parsed.workdir / "torture.jsonl"), []
     for name in names:
         for number in tqdm(numbers, desc=name, unit="problem", disable=None):
             count = min(most, SLOW.get(name, most))
-            key = identity(number, name, count)
-            if key not in known:
-                known[key] = run(number, SOLVERS[name], count) | {"identity": key}
-                with path.open("a") as file:
-                    file.write(json.dumps(known[key]) + "\n")
-            rows.append((number, name, known[key]))
+            measure = functools.partial(run, number, SOLVERS[name], count)
+            rows.append((number, name, records.of(identity(number, name, count), measure)))
     print(f"{machine()}\n\n{table(rows)}\n")
     for name in names:
         wrong = [marks(record, PROBLEMS[number]) for number, other, record in rows if other == name]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.convolution import operations
-from benchmarks.report import machine, main, write_json
+from benchmarks.report import Records, hash_of, machine, main, write_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "benchmarks" / "README.md").read_text()
@@ -65,6 +65,30 @@ def test_operations_are_counted_once_and_inserted_zeros_not_at_all():
     dilated = jax.tree_util.Partial(convolve, dilation=2)
     assert operations(dilated, x, kernel) == 2 * 49 * at_each_pixel / 4
     assert operations(jnp.matmul, jnp.ones((2, 3, 4)), jnp.ones((4, 5))) == 2 * 2 * 3 * 4 * 5
+
+
+def test_records_are_measured_once_and_survive_a_kill(tmp_path):
+    path, calls = tmp_path / "records.jsonl", []
+
+    def measure():
+        calls.append(1)
+        return {"value": len(calls)}
+
+    records = Records(path)
+    assert records.of("a", measure) == records.of("a", measure) == {"value": 1, "identity": "a"}
+    records.of("b", measure)
+    path.write_text(path.read_text()[:-5])  # killed while it wrote
+    records = Records(path)
+    assert records.of("a", measure)["value"] == 1
+    assert records.of("b", measure)["value"] == 3
+    assert Records(path).of("b", measure)["value"] == 3
+    assert len(calls) == 3
+
+
+def test_an_identity_depends_on_all_that_it_is_made_of():
+    identities = [hash_of("run", 1), hash_of("run", 2), hash_of("run", 1, "code"), hash_of("other", 1)]
+    assert len(set(identities)) == 4
+    assert hash_of("run", 1) == identities[0]
 
 
 def test_the_readme_has_every_benchmark():
