@@ -90,6 +90,7 @@ def get_config() -> Any:  # a ConfigDict, whose fields no type checker knows
     model.num_res_blocks = 4  # at each resolution
     model.attn_resolutions = (16,)  # image sizes at which attention is used
     model.dropout = 0.1
+    model.patch_size = 1  # ncsnpp: pixels a side of the squares that the network sees as one pixel
     model.resamp_with_conv = True
     model.conditional = True  # on time
     model.fir = False  # resample with a finite-impulse-response filter

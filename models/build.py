@@ -23,7 +23,13 @@ Params = dict[str, Any]  # nested: module name -> ... -> parameter name -> array
 
 # Options that one of the two networks lacks, and the value of each that means so
 _LACKING: dict[str, dict[str, Any]] = {
-    "ddpm": {"fir": False, "progressive": "none", "progressive_input": "none", "scale_by_sigma": False},
+    "ddpm": {
+        "fir": False,
+        "progressive": "none",
+        "progressive_input": "none",
+        "scale_by_sigma": False,
+        "patch_size": 1,
+    },
     "ncsnpp": {
         "norm_groups": 32,
         "norm_epsilon": 1e-6,

@@ -272,6 +272,20 @@ def fir_upsample(x: Images, kernel: tuple[float | int, ...]) -> NewImages:
     return x
 
 
+def patched(x: Images, size: int) -> NewImages:
+    """Every square of ``size`` by ``size`` pixels as one pixel, whose channels are all of theirs."""
+    b, h, w, c = x.shape
+    squares = x.reshape(b, h // size, size, w // size, size, c)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+def unpatched(x: Images, size: int) -> NewImages:
+    """The inverse of ``patched``."""
+    b, h, w, c = x.shape
+    squares = x.reshape(b, h, w, size, size, c // size**2)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
+
+
 def repeat_upsample(x: Images) -> NewImages:
     """Twice the size: every pixel becomes a square of four."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

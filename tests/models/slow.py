@@ -72,6 +72,19 @@ def repeat(x: Array) -> Array:
     return np.kron(x, np.ones((1, 2, 2, 1)))
 
 
+def patches(x: Array, p: int) -> Array:
+    """Every square of pixels as one, row by row."""
+    return np.concatenate([x[:, i::p, j::p] for i in range(p) for j in range(p)], axis=-1)
+
+
+def pixels(x: Array, p: int) -> Array:
+    b, h, w, c = x.shape
+    out = np.zeros((b, h * p, w * p, c // p**2))
+    for n, part in enumerate(np.split(x, p**2, axis=-1)):
+        out[:, n // p :: p, n % p :: p] = part
+    return out
+
+
 def means(x: Array) -> Array:
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
@@ -125,7 +138,7 @@ class Network:
         m, self.order = self.model, []
         x, label = np.asarray(x, np.float64), np.asarray(label, np.float64)
         embedding = self.embed(label)
-        x = x if self.data.centered else 2 * x - 1
+        x = patches(x if self.data.centered else 2 * x - 1, m.patch_size)
         progressive = "none" if self.ddpm else m.progressive
         progressive_input = "none" if self.ddpm else m.progressive_input
         last = len(m.ch_mult) - 1
@@ -168,7 +181,7 @@ class Network:
             if level > 0:
                 h = self.resample_features(h, embedding, "up")
         assert not hs
-        h = pyramid if progressive == "output_skip" else self.head(h)
+        h = pixels(pyramid if progressive == "output_skip" else self.head(h), m.patch_size)
         return h / label[:, None, None, None] if m.scale_by_sigma else h
 
     def take(self, kind: str) -> dict[str, Any]:

@@ -63,6 +63,16 @@ CASES = {
         "progressive_combine": "cat",
     },
     "rectangles": {"width": 16, "fir": True, "progressive": "output_skip"},
+    "patches": {"width": 16, "patch_size": 2, "resblock_type": "ddpm", "resamp_with_conv": False},
+    "patches, 256": {
+        "sde": "ve",
+        "patch_size": 2,
+        "fir": True,
+        "embedding_type": "fourier",
+        "scale_by_sigma": True,
+        "progressive": "output_skip",
+        "progressive_input": "input_skip",
+    },
     "ddpm, rectangles": {"name": "ddpm", "width": 16},
     "fourier without its use": {"sde": "ve", "embedding_type": "fourier", "conditional": False},
 }
@@ -244,6 +254,16 @@ def test_other_configs_share_a_published_network(name):
         ({"ch_mult": (1.5, 2)}, r"config.model.ch_mult must be one whole number >= 1 .* \(got \(1.5, 2\)\)"),
         ({"ch_mult": (0, 2)}, r"config.model.ch_mult must be one whole number >= 1 .* \(got \(0, 2\)\)"),
         ({"nf": 48}, r"config.model: channels must be a multiple .* \(got 144\): choose nf and ch_mult so"),
+        ({"patch_size": 0}, r"config.model.patch_size must be a whole number >= 1 \(got 0\)"),
+        (
+            {"patch_size": 3},
+            r"config.data.image_size must be a multiple of 6, .* and patches take 3 pixels a side \(got 8\)",
+        ),
+        ({"name": "ddpm", "patch_size": 2}, r"config.model.patch_size must be 1 with .*'ddpm'"),
+        (
+            {"patch_size": 2, "attn_resolutions": (8,)},
+            r"config.model.attn_resolutions must be among 4, 2, the .* \(got \(8,\)\)",
+        ),
         ({"num_res_blocks": 0}, r"config.model.num_res_blocks must be a whole number >= 1 \(got 0\)"),
         (
             {"attn_resolutions": (5,)},

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 import models
 import training
+from benchmarks.learning_curve import events as events_of
 from evaluation.runs import run
 from models import checkpoints
 from tests.training.tiny import tiny_config, tiny_network
@@ -390,19 +391,12 @@ def test_too_small_a_disk_is_refused_before_the_first_step(tiny, tmp_path, monke
     assert not (tmp_path / "checkpoints").exists()
 
 
-def _events(path):
-    content, events = path.read_bytes(), []
-    while content:
-        length = int.from_bytes(content[:8], "little")
-        events.append(Event.FromString(content[12 : 12 + length]))  # after the length and its checksum
-        content = content[12 + length + 4 :]
-    return events
-
-
 def test_tensorboard_shows_every_report_once(tiny, tmp_path):
     for num_steps in (3, 6):
         _train(tmp_path, tiny_config(num_steps=num_steps, checkpoint_every=100))
-    first, second = (_events(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    first, second = (
+        list(events_of(path.read_bytes())) for path in sorted((tmp_path / "tensorboard").iterdir())
+    )
     for events, step in ((first, 1), (second, 4)):
         assert (events[0].file_version, events[1].session_log.status) == ("brain.Event:2", SessionLog.START)
         assert [event.step for event in events] == [step, step, step + 2, step + 2]  # the first two purge
