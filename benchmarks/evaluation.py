@@ -33,7 +33,7 @@ from benchmarks.report import machine, write_json
 from evaluation.metrics.features import FeatureNetwork, compiled
 from evaluation.metrics.fid import frechet_distance
 from evaluation.metrics.figures import evaluate
-from evaluation.metrics.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception
+from evaluation.metrics.inception import IMAGE_SHAPE, NUM_CLASSES, PREPROCESSING, Inception, batch_size
 from evaluation.metrics.measurement import Measurement
 from evaluation.metrics.reference import compute
 from evaluation.store.samples import Samples
@@ -98,7 +98,7 @@ def random_inception() -> tuple[FeatureNetwork, float]:
         num_classes=NUM_CLASSES,
         image_shape=IMAGE_SHAPE,
         forward=compiled(jax.tree_util.Partial(model.apply, random_weights(expected, gain=2.0))),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size(),
     )
     return network, operations(model.apply, expected, images)
 

@@ -184,7 +184,7 @@ def load_features(
             image_shape=inception.IMAGE_SHAPE,
             # copied to each device once, not with each batch
             forward=compiled(jax.device_put(forward, _over_devices(PartitionSpec()))),
-            batch_size=64,
+            batch_size=inception.batch_size(),
         )
     forward, sha256 = classifier.load_forward(features)
     network = classifier.CLASSIFIERS[features]
