@@ -31,26 +31,14 @@ from solvers.exponential import (
     newton_moments,
     require_history,
 )
-from solvers.fixed_steps import status_after
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformLogSNR
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key
+from solvers.interface import Count, Sample, Time
 
 Polynomial = Literal["t", "log_rho"]
 
 ORDER = 3
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DEISState:
-    x: Sample
-    t: Time
-    history: tuple[Sample, Sample]  # ε_(n−1), ε_(n−2)
-    status: Count
-    accepted: Count
-    rejected: Count
 
 
 @register_dataclass
@@ -84,21 +72,13 @@ class DEIS:
         require_history(ORDER, self.num_steps)
         require_choice("polynomial", self.polynomial, get_args(Polynomial))
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> DEISState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return DEISState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            history=(jnp.zeros_like(x), jnp.zeros_like(x)),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=ORDER - 1)
 
-    def ask(self, state: DEISState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: DEISState, score: Sample) -> DEISState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t, n = state.x, state.t, state.accepted
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, ORDER, t.dtype)
         alpha, sigma = sde.marginal(t)
@@ -114,15 +94,7 @@ class DEIS:
         integrals = newton_moments(nodes, self._moments(sde, t, t_next))
         increment = sum(integral * d for integral, d in zip(integrals, differences, strict=True))
         x_next = alpha_next / alpha * x + alpha_next * increment
-        done = n + 1
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(x.dtype),
-            t=t_next,
-            history=values[:-1],
-            status=status_after(done, self.num_steps),
-            accepted=done,
-        )
+        return stepped(state, x_next, t_next, self.num_steps, predictions=values)
 
     def _moments(self, sde: SDE, t: Time, t_next: Time) -> list[Any]:
         """∫ s^k dρ over the step for k = 0, 1, 2."""

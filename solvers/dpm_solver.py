@@ -35,21 +35,10 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
-from solvers.fixed_steps import status_after
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformLogSNR
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key, standard_normal
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMSolverPPState:
-    x: Sample
-    t: Time
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
-    status: Count
-    accepted: Count
-    rejected: Count
+from solvers.interface import Count, Sample, Time
+from solvers.noise import standard_normal
 
 
 @register_dataclass
@@ -82,21 +71,13 @@ class DPMSolverPP:
         require(self.order in (2, 3), "order", self.order, "2 or 3", fix)
         require_history(self.order, self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> DPMSolverPPState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return DPMSolverPPState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            history=(jnp.zeros_like(x),) * (self.order - 1),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=self.order - 1)
 
-    def ask(self, state: DPMSolverPPState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: DPMSolverPPState, score: Sample) -> DPMSolverPPState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t, n = state.x, state.t, state.accepted
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, self.order, t.dtype)
         values = (denoise(sde, x, t, score).astype(x.dtype), *state.history)
@@ -113,27 +94,7 @@ class DPMSolverPP:
         # x' = (σ'/σ) x + α' ∫ …
         integral = sum(weight * d for weight, d in zip(weights, differences, strict=True))
         x_next = sigma_next / sigma * x + alpha_next * integral
-        done = n + 1
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(x.dtype),
-            t=t_next,
-            history=values[:-1],
-            status=status_after(done, self.num_steps),
-            accepted=done,
-        )
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SDEDPMSolverPPState:
-    x: Sample
-    t: Time
-    key: PRNGKeyArray
-    denoised: Sample  # D_(n−1)
-    status: Count
-    accepted: Count
-    rejected: Count
+        return stepped(state, x_next, t_next, self.num_steps, predictions=values)
 
 
 @register_dataclass
@@ -162,32 +123,22 @@ class SDEDPMSolverPP:
     def __post_init__(self) -> None:
         require_history(2, self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> SDEDPMSolverPPState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return SDEDPMSolverPPState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            key=key,
-            denoised=jnp.zeros_like(x),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=1)
 
-    def ask(self, state: SDEDPMSolverPPState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: SDEDPMSolverPPState, score: Sample) -> SDEDPMSolverPPState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t, n = state.x, state.t, state.accepted
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, 2, t.dtype)
         denoised = denoise(sde, x, t, score).astype(x.dtype)
+        values = (denoised, *state.history)
         _, sigma = sde.marginal(t)
         alpha_next, sigma_next = sde.marginal(t_next)
         h, nodes = log_snr_steps(sde, t_next, times)
-        values = denoised, state.denoised
         _, d = divided_differences(values, nodes, steps_back(n, self.num_steps))
-        done = n + 1
-        z = standard_normal(state.key, done, x.shape, x.dtype)
+        z = standard_normal(state.key, n + 1, x.shape, x.dtype)
         # x' = (σ'/σ) e^(−h) x + α' (1 − e^(−2h)) (D_n + d/2) + σ' √(1 − e^(−2h)) z
         lost = -jnp.expm1(-2 * h)
         x_next = (
@@ -195,11 +146,4 @@ class SDEDPMSolverPP:
             + alpha_next * lost * (denoised + d / 2)
             + sigma_next * jnp.sqrt(lost) * z
         )
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(x.dtype),
-            t=t_next,
-            denoised=denoised,
-            status=status_after(done, self.num_steps),
-            accepted=done,
-        )
+        return stepped(state, x_next, t_next, self.num_steps, predictions=values)

@@ -47,25 +47,13 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
-from solvers.fixed_steps import status_after
+from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformLogSNR
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key, standard_normal
+from solvers.interface import Count, Sample, Time
+from solvers.noise import standard_normal
 
 POWER, OFFSET = 0.3, 10.0  # of φ
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ERSDEState:
-    x: Sample
-    t: Time
-    key: PRNGKeyArray
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
-    status: Count
-    accepted: Count
-    rejected: Count
 
 
 @register_dataclass
@@ -97,22 +85,13 @@ class ERSDE:
         require(self.order in (1, 2, 3), "order", self.order, "1, 2 or 3", "leave it out for 3")
         require_history(self.order, self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> ERSDEState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return ERSDEState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            key=key,
-            history=(jnp.zeros_like(x),) * (self.order - 1),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=self.order - 1)
 
-    def ask(self, state: ERSDEState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: ERSDEState, score: Sample) -> ERSDEState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         x, t, n, dtype = state.x, state.t, state.accepted, state.x.dtype
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, self.order, t.dtype)
         _, sigma = sde.marginal(t)
@@ -127,21 +106,13 @@ class ERSDE:
         weights = newton_moments(nodes, er_moments(end, h, self.order))
         integral = sum(weight * d for weight, d in zip(weights, differences, strict=True))
         added = added_noise(end, h)
-        done = n + 1
-        z = standard_normal(state.key, done, x.shape, dtype)
+        z = standard_normal(state.key, n + 1, x.shape, dtype)
         x_next = (
             sigma_next / sigma * jnp.exp(-added) * x
             + alpha_next * integral
             + sigma_next * jnp.sqrt(-jnp.expm1(-2 * added)) * z
         )
-        return dataclasses.replace(
-            state,
-            x=x_next.astype(dtype),
-            t=t_next,
-            history=values[:-1] if self.order > 1 else (),
-            status=status_after(done, self.num_steps),
-            accepted=done,
-        )
+        return stepped(state, x_next, t_next, self.num_steps, predictions=values)
 
 
 def added_noise(end: Number, h: Any) -> Any:

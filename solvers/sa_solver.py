@@ -47,25 +47,10 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
-from solvers.fixed_steps import status_after
+from solvers.fixed_steps import Correction, FixedStepState, corrected, first_state, stepped
 from solvers.grids import Grid, UniformLogSNR
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key, standard_normal
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SASolverState:
-    x: Sample  # predicted
-    t: Time
-    key: PRNGKeyArray
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2), …; as many as the orders need
-    # the corrected x is corrected_without + weight D_n
-    corrected_without: Sample
-    weight: Number
-    status: Count
-    accepted: Count
-    rejected: Count
+from solvers.interface import Count, Sample, Time
+from solvers.noise import standard_normal
 
 
 @register_dataclass
@@ -111,29 +96,18 @@ class SASolver:
         """The number of latest predictions that a step uses, without the one that corrects it."""
         return max(self.predictor_order, self.corrector_order - 1)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> SASolverState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return SASolverState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            key=key,
-            history=(jnp.zeros_like(x),) * (self._kept - 1),
-            corrected_without=x,  # the prior sample is not a prediction: there is nothing to correct
-            weight=jnp.zeros((), dtype),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=self._kept - 1, corrected=True)
 
-    def ask(self, state: SASolverState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: SASolverState, score: Sample) -> SASolverState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         t, n, dtype = state.t, state.accepted, state.x.dtype
         # 1. D_n at the predicted x
         denoised = denoise(sde, state.x, t, score).astype(dtype)
         # 2. SA-Corrector
-        x = state.corrected_without + state.weight * denoised
+        x = corrected(state, denoised)
         # 3. SA-Predictor
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, self._kept, t.dtype)
         values = (denoised, *state.history)
@@ -143,8 +117,7 @@ class SASolver:
         previous = steps_back(n, self.num_steps)
         differences = divided_differences(values, nodes, previous)
         integrals = newton_moments(nodes, moments((1 + self.tau**2) * h, self._kept + 1))
-        done = n + 1
-        z = standard_normal(state.key, done, x.shape, dtype)
+        z = standard_normal(state.key, n + 1, x.shape, dtype)
         added = self.tau**2 * h
         known = sigma_next / sigma * jnp.exp(-added) * x + sigma_next * jnp.sqrt(-jnp.expm1(-2 * added)) * z
 
@@ -159,13 +132,7 @@ class SASolver:
         ahead = sum(product * d for product, d in zip(products[:others], differences, strict=False))
         k = jnp.minimum(previous + 1, others)
         weight = alpha_next * jnp.stack(integrals)[k] / jnp.stack(products)[k]
-        return dataclasses.replace(
-            state,
-            x=step(integrals[: self.predictor_order]).astype(dtype),
-            t=t_next,
-            history=values[:-1],
-            corrected_without=(step(integrals[:others]) - weight * ahead).astype(dtype),
-            weight=weight.astype(dtype),
-            status=status_after(done, self.num_steps),
-            accepted=done,
-        )
+        without = step(integrals[:others]) - weight * ahead
+        correction = Correction(without=without.astype(dtype), weight=weight.astype(dtype))
+        x_next = step(integrals[: self.predictor_order])
+        return stepped(state, x_next, t_next, self.num_steps, predictions=values, correction=correction)

@@ -38,24 +38,9 @@ from solvers.exponential import (
     require_history,
     steps_back,
 )
-from solvers.fixed_steps import status_after
+from solvers.fixed_steps import Correction, FixedStepState, corrected, first_state, stepped
 from solvers.grids import Grid, UniformLogSNR
-from solvers.interface import Count, Sample, Status, Time
-from solvers.noise import prior_key
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UniPCState:
-    x: Sample  # predicted
-    t: Time
-    history: tuple[Sample, ...]  # D_(n−1), D_(n−2); as many as the order needs
-    # the corrected x is corrected_without + weight D_n
-    corrected_without: Sample
-    weight: Number
-    status: Count
-    accepted: Count
-    rejected: Count
+from solvers.interface import Count, Sample, Time
 
 
 @register_dataclass
@@ -88,28 +73,18 @@ class UniPC:
         require(self.order in (2, 3), "order", self.order, "2 or 3", fix)
         require_history(self.order, self.num_steps)
 
-    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> UniPCState:
-        x = sde.prior(prior_key(key), shape, dtype)
-        return UniPCState(
-            x=x,
-            t=jnp.asarray(sde.T, dtype),
-            history=(jnp.zeros_like(x),) * (self.order - 1),
-            corrected_without=x,  # the prior sample is not a prediction: there is nothing to correct
-            weight=jnp.zeros((), dtype),
-            status=jnp.int32(Status.RUNNING),
-            accepted=jnp.int32(0),
-            rejected=jnp.int32(0),
-        )
+    def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> FixedStepState:
+        return first_state(sde, key, shape, dtype, history=self.order - 1, corrected=True)
 
-    def ask(self, state: UniPCState) -> tuple[Sample, Time]:
+    def ask(self, state: FixedStepState) -> tuple[Sample, Time]:
         return state.x, state.t
 
-    def tell(self, sde: SDE, state: UniPCState, score: Sample) -> UniPCState:
+    def tell(self, sde: SDE, state: FixedStepState, score: Sample) -> FixedStepState:
         t, n, dtype = state.t, state.accepted, state.x.dtype
         # 1. D_n at the predicted x
         denoised = denoise(sde, state.x, t, score).astype(dtype)
         # 2. UniC-p
-        x = state.corrected_without + state.weight * denoised
+        x = corrected(state, denoised)
         # 3. UniP-p
         t_next, times = latest_times(self.grid, sde, n, self.num_steps, self.order, t.dtype)
         values = (denoised, *state.history)
@@ -134,14 +109,8 @@ class UniPC:
         ahead = sum(product * d for product, d in zip(products, differences, strict=False))
         exact = jnp.stack(integrals)[p] / jnp.stack(products)[p]
         weight = alpha_next * jnp.where(p == 1, half, exact)
-        done = n + 1
-        return dataclasses.replace(
-            state,
-            x=prediction(predictor).astype(dtype),
-            t=t_next,
-            history=values[:-1],
-            corrected_without=(prediction(integrals) - weight * ahead).astype(dtype),
-            weight=weight.astype(dtype),
-            status=status_after(done, self.num_steps),
-            accepted=done,
+        without = prediction(integrals) - weight * ahead
+        correction = Correction(without=without.astype(dtype), weight=weight.astype(dtype))
+        return stepped(
+            state, prediction(predictor), t_next, self.num_steps, predictions=values, correction=correction
         )
