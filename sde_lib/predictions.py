@@ -177,10 +177,11 @@ class Reading:
 
 def _called(network: Network, label: Any, x: Any) -> Any:
     output = network(x, label)
+    shape = getattr(output, "shape", None)
     require(
-        output.shape == x.shape,
+        shape == x.shape,
         "the network's output",
-        f"shape {output.shape}",
+        type(output).__name__ if shape is None else f"shape {shape}",
         f"of the shape of x, {x.shape}",
         "return only the prediction; cut off channels of a learned variance",
     )

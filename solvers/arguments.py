@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -52,7 +53,8 @@ def check_setting(sde: SDE, key: Any, shape: tuple[int, ...], dtype: Any, *, sol
 
     Raises:
         ValueError: for a value that JAX traces, no single key of JAX, a process or solver that is not an
-            instance of a registered class, a type that JAX has not, or a prior of another shape or type.
+            instance of a registered class, a type that JAX has not or that cannot tell T from a time of
+            noise alone, or a prior of another shape or type.
     """
     # arrays made under jax.jit are traced even if no argument is
     traced = [leaf for leaf in jax.tree.leaves((key, sde, solver, jnp.zeros(()))) if not is_known(leaf)]
@@ -66,6 +68,11 @@ def check_setting(sde: SDE, key: Any, shape: tuple[int, ...], dtype: Any, *, sol
     _require_instance("sde", sde, SDE)
     if solver is not None:
         _require_instance("solver", solver, Solver)
+    rounded = as_arrays(sde, dtype)
+    T = jnp.asarray(rounded.T, dtype)
+    begins = jnp.isfinite(rounded.drift(jnp.ones(shape, dtype), T)).all() & ~jnp.isnan(rounded.log_snr(T))
+    allowed = f"a time at which the drift is finite, and the log-SNR a number, in {jnp.dtype(dtype).name}"
+    require(begins, "T", sde.T, allowed, "lower T, or choose a dtype of more digits")
     x = jax.eval_shape(lambda key: sde.prior(prior_key(key), shape, dtype), key)
     wanted = (shape, jnp.dtype(dtype))
     found = (getattr(x, "shape", None), getattr(x, "dtype", None))
@@ -84,7 +91,11 @@ def checked_score_fn(
     condition: Any = None,
     total: int | None = None,
 ) -> Partial:
-    """The score function as a pytree.
+    """The score function as a pytree that is equal to another only if both hold the same arrays.
+
+    JAX compiles the arrays that a function closes over as constants, and does not compile the same function
+    again. So a network that is trained in place, such as a ``flax.nnx.Module``, would stay as it was when it
+    was first sampled.
 
     Args:
         score_fn: of (x, t), or of (x, t, condition) if there is one.
@@ -128,7 +139,41 @@ def checked_score_fn(
     real = jnp.issubdtype(score.dtype, jnp.floating)
     fix = "return real numbers of a floating-point type"
     require(real, "score_fn(x, t)", score.dtype.name, "an array of floating-point numbers", fix)
-    return score_fn
+    if not program.consts:
+        return score_fn
+    return Partial(_Holding(score_fn.func, tuple(program.consts)), *score_fn.args, **score_fn.keywords)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Holding:
+    """A function, and the arrays that it closes over."""
+
+    function: Callable[..., Any]
+    arrays: tuple[Any, ...]
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.function(*arguments, **named)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Holding) or self._outline != other._outline:
+            return False
+        return all(map(_same_bits, self.arrays, other.arrays))
+
+    def __hash__(self) -> int:
+        return hash(self._outline)
+
+    @property
+    def _outline(self) -> tuple:
+        return (self.function, *((array.shape, array.dtype) for array in self.arrays))
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    """Whether two arrays of one shape and type are equal; one that a function makes is new in every trace."""
+    if a is b:
+        return True
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def _require_takes(score_fn: Partial, arguments: tuple) -> None:
@@ -167,12 +212,17 @@ def as_arrays(settings: Any, dtype: Any) -> Any:
 
 def _setting(dtype: Any, value: Any) -> Array:
     array = jnp.asarray(value)
-    return jnp.asarray(value, dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.asarray(value, dtype)
+    # A whole number may stand for a real one, as in eta=1. As JAX has it from Python, weakly typed, it leaves
+    # the type of the state alone; with 64-bit types, others do not.
+    return jnp.asarray(array.item()) if is_number(array, whole=True) else array
 
 
 def _is_key(key: Any) -> bool:
     """Whether this is one key: of jax.random.key, or, in the older form, of jax.random.PRNGKey."""
-    legacy = jax.eval_shape(jax.random.PRNGKey, 0)
+    # a new function, since JAX would keep the shape of one that it knows, also when the default changes
+    legacy = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     typed = jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key) and key.shape == ()
     return typed or (getattr(key, "dtype", None), getattr(key, "shape", None)) == (legacy.dtype, legacy.shape)
 

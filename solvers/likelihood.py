@@ -36,11 +36,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float64, PRNGKeyArray
 
 from sde_lib import SDE, ScoreFn, probability_flow_drift
-from sde_lib.checks import require, require_choice, require_count, require_number
+from sde_lib.checks import is_known, require, require_choice, require_count, require_number
 from sde_lib.guidance import evaluations_of
 from sde_lib.processes import Sample, Scalar
 from sde_lib.pytrees import as_partial, register_dataclass
-from solvers.arguments import as_arrays
+from solvers.arguments import ON_THE_HOST, as_arrays
 from solvers.driver import Solution, sample, stream
 from solvers.interface import Status
 from solvers.noise import sample_key
@@ -498,11 +498,15 @@ def _transported(
 
 
 def _checked_samples(x: Any) -> Array:
+    fix = "give samples with a leading axis, in data units"
+    single = jax.tree_util.all_leaves([x]) or isinstance(x, list | tuple)
+    require(single, "x", type(x).__name__, "one array", fix)
     x = jnp.asarray(x)
+    require(is_known(x), "x", "traced", "concrete", ON_THE_HOST)
     fits = x.ndim >= 2 and len(x) > 0 and jnp.issubdtype(x.dtype, jnp.floating)
     described = f"shape {x.shape} and type {x.dtype}"
     allowed = "at least one sample, [n, ...], of a floating-point type"
-    require(fits, "x", described, allowed, "give samples with a leading axis, in data units")
+    require(fits, "x", described, allowed, fix)
     broken = int(jnp.sum(~jnp.isfinite(x)))
     require(broken == 0, "x", f"{broken} values that are not", "finite", "leave out the samples with them")
     return x

@@ -222,13 +222,25 @@ class RowSource:
 
 
 def _as_numpy(name: str, rows: Any) -> Any:
-    """Arrays of the types that JAX has; refused if JAX traces one."""
+    """Arrays of the types that JAX has; refused if JAX traces one, or has no such type or value."""
     known = all(is_known(leaf) for leaf in jax.tree.leaves(rows))
     require(known, name, "traced", "concrete", "pass values")
 
     def converted(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
-        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        numbers = any(jnp.issubdtype(array.dtype, kind) for kind in (np.number, np.bool_))
+        fix = "give numbers, such as the index of each class"
+        require(numbers, name, f"an array of type {array.dtype}", "arrays of numbers", fix)
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        if dtype == array.dtype:
+            return array
+        with np.errstate(over="ignore"):
+            narrow = array.astype(dtype)
+        whole = jnp.issubdtype(dtype, jnp.integer)
+        kept = narrow == array if whole else np.isfinite(narrow) | ~np.isfinite(array)
+        allowed, fix = f"numbers that {dtype} holds", "give smaller ones, or enable jax_enable_x64"
+        require(np.all(kept), name, array[~kept][:3].tolist(), allowed, fix)
+        return narrow
 
     return jax.tree.map(converted, rows)
 

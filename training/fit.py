@@ -19,7 +19,7 @@ from sde_lib.pytrees import as_partial
 from solvers.layouts import FlatScore, Layout
 from solvers.progress import bar as progress_bar
 from training.losses import draw, loss_at
-from training.step import warmed_up
+from training.step import moving_average, warmed_up
 
 Params = Any
 CALL = 100  # steps of a compiled call
@@ -64,8 +64,8 @@ def fit(
         The moving average of the parameters.
 
     Raises:
-        ValueError: for data that are not finite floating-point numbers, rows of different numbers, or a
-            setting out of range.
+        ValueError: for data that are not finite floating-point numbers, parameters that are not of such a
+            type, rows of different numbers, a score of another shape than x, or a setting out of range.
         FloatingPointError: if the loss is no longer finite.
 
     Example:
@@ -96,6 +96,12 @@ def fit(
     layout = Layout.of(jax.tree.map(lambda leaf: tuple(np.shape(leaf)[1:]), data))
     x0 = jnp.asarray(leaves[0] if layout is None else layout.flatten(jax.tree.map(np.asarray, data)))
     given = jax.tree.map(jnp.asarray, conditions)
+    params = jax.tree.map(jnp.asarray, params)
+    weights = jax.tree.leaves(params)
+    floating = bool(weights) and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in weights)
+    types = sorted({str(leaf.dtype) for leaf in weights})
+    fix = "leave what is not trained to score_of"
+    require(floating, "params", types, "a pytree of floating-point arrays", fix)
     transform = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def loss_of(params: Params, key: PRNGKeyArray) -> Any:
@@ -115,16 +121,16 @@ def fit(
         loss, gradient = jax.value_and_grad(loss_of)(params, jax.random.fold_in(key, n))
         updates, state = transform.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        rate = warmed_up(ema_rate, n)
-        average = optax.incremental_update(params, average, 1 - rate)
+        average = moving_average(params, average, warmed_up(ema_rate, n))
         return (params, average, state), loss
 
     @jax.jit
     def steps(carry: tuple, numbers: Any) -> tuple[tuple, Any]:
         return jax.lax.scan(step, carry, numbers)
 
-    params = jax.tree.map(jnp.asarray, params)
-    carry = (params, params, transform.init(params))
+    # float16 and bfloat16 would lose what a step adds to the average
+    average = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
+    carry = (params, average, transform.init(params))
     with progress_bar(total=num_steps, unit="step", disable=not progress, desc="training") as bar:
         for begin in range(0, num_steps, CALL):
             carry, losses = steps(carry, jnp.arange(begin, min(begin + CALL, num_steps)))
@@ -136,7 +142,7 @@ def fit(
                 )
             bar.set_postfix_str(f"loss {mean:.4g}")
             bar.update(len(losses))
-    return carry[1]
+    return jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), carry[1], params)
 
 
 def _with_condition(score_fn: ScoreFn, condition: Any, x: Any, t: Any) -> Any:

@@ -86,6 +86,9 @@ def loss_at(
 
     Returns:
         [b].
+
+    Raises:
+        ValueError: for a score that has not the shape of the images.
     """
 
     def perturb(x: Sample, t: Time, z: Sample) -> Any:
@@ -97,7 +100,12 @@ def loss_at(
         # sigma s and z are of order one at every time; s and z/sigma are not.
         return weight(t) * jnp.mean((sigma * score + z) ** 2)
 
-    return jax.vmap(loss)(score_fn(jax.vmap(perturb)(images, t, noise), t), t, noise)
+    score = score_fn(jax.vmap(perturb)(images, t, noise), t)
+    fix = "return one score for every element of x"
+    require(
+        score.shape == images.shape, "score_fn(x, t)", f"shape {score.shape}", f"of x's {images.shape}", fix
+    )
+    return jax.vmap(loss)(score, t, noise)
 
 
 def times(sde: SDE, key: PRNGKeyArray, number: int) -> Times:

@@ -134,7 +134,7 @@ def make_step(config: Any, network: Network, sde: SDE) -> Step:
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = _ema_rate(config.training, state.step)
-        params_ema = optax.incremental_update(params, state.params_ema, 1 - rate)
+        params_ema = moving_average(params, state.params_ema, rate)
         return TrainState(state.step + 1, params, params_ema, opt_state), loss
 
     parts = 2 if config.model.num_classes else 1  # of a batch: images, and their classes
@@ -151,6 +151,12 @@ def _ema_rate(training: Any, step: Int32[Array, ""]) -> Any:
 def warmed_up(ema_rate: float, steps: Any) -> Any:
     """The rate of a moving average after so many steps, which at first averages over few."""
     return jnp.minimum(ema_rate, (1 + steps) / (10 + steps))
+
+
+def moving_average(params: Params, average: Params, rate: Any) -> Params:
+    """The average after a step; each array keeps its type, also where the rate has 64 bits."""
+    updated = optax.incremental_update(params, average, 1 - rate)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), updated, average)
 
 
 def _accumulated(

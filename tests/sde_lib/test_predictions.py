@@ -212,3 +212,7 @@ def test_an_output_of_another_shape_is_refused():
         ValueError, match=r"the network's output must be of the shape of x, \(1, 2, 3\) \(got 'shape"
     ):
         score_fn(jnp.zeros((1, 2, 3)), jnp.ones(1))
+    two: Any = lambda x, t: (x, t)  # noqa: E731
+    with_more = as_score(two, VPSDE(), prediction="epsilon", time="index")
+    with pytest.raises(ValueError, match=r"the network's output must .* \(got 'tuple'\): return only"):
+        with_more(jnp.zeros((1, 2, 3)), jnp.ones(1))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from sde_lib import VPSDE
+from sde_lib import VESDE, VPSDE, DiscreteVP, RectifiedFlow
 from sde_lib.pytrees import register_dataclass
-from solvers import Adaptive, EulerMaruyama, sample, stream
+from solvers import Adaptive, AdaptiveExponential, EulerMaruyama, sample, stream
 from tests.compilations import counted
 from tests.problems import Gaussian
 
@@ -61,6 +61,8 @@ PYTREE = r": register the class with sde_lib.pytrees.register_dataclass$"
 PRIOR = r"^sde.prior\(key, shape, dtype\) must be one array of shape \(2,\) and type float32 \(got '?"
 KEY = r"^key must be one key of JAX \(got .*\): pass jax.random.key\(0\), say$"
 
+LAST = "^T must be a time at which the drift is finite, and the log-SNR a number, in "
+
 REFUSED = {
     "zero side": ({"shape": (0,)}, SIDES),
     "negative side": ({"shape": (4, -1)}, SIDES),
@@ -87,6 +89,9 @@ REFUSED = {
     "no solver": ({"solver": VPSDE()}, r"^solver must be an instance of .* \(got 'VPSDE'\)"),
     "whole dtype": ({"dtype": jnp.int32}, "^dtype must be a floating-point type"),
     "dtype not enabled": ({"dtype": jnp.float64}, r"^dtype must be .* \(got 'float64'\): .*jax_enable_x64"),
+    "T of the flow": ({"sde": RectifiedFlow(T=1 - 1e-9)}, LAST + r"float32 \(got 0.999999999\): lower T"),
+    "T in half": ({"sde": RectifiedFlow(), "dtype": jnp.float16}, LAST + r"float16 \(got 0.9997.*\)"),
+    "T of a table in half": ({"sde": DiscreteVP.from_schedule(), "dtype": jnp.bfloat16}, LAST + "bfloat16"),
     "cap": ({"max_evaluations": 2**31}, r"^max_evaluations must be below 2\^31 \(got 2147483648\)"),
 }
 
@@ -136,6 +141,12 @@ def test_a_key_of_the_older_form_draws_the_same():
     np.testing.assert_array_equal(draw(key=jax.random.PRNGKey(7)).x, draw(key=jax.random.key(7)).x)
 
 
+def test_a_key_of_the_older_form_may_have_another_default():
+    typed = draw(key=jax.random.key(7, impl="rbg"))
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(draw(key=jax.random.PRNGKey(7)).x, typed.x)
+
+
 def test_a_score_of_another_floating_point_type_is_taken():
     def half(x, t):
         return SCORE_FN(x, t).astype(jnp.bfloat16)
@@ -155,6 +166,19 @@ def test_settings_of_every_kind_draw_the_same():
     with jax.enable_x64(True):  # a float64 array is a setting of a float32 state like any other
         x = draw(solver=dataclasses.replace(solver, eps_rel=np.array(0.25)), dtype=jnp.float32).x
         assert x.dtype == np.float32
+
+
+def test_real_settings_may_be_whole_numbers_under_x64():
+    with jax.enable_x64(True):
+        whole, real = (
+            draw(solver=AdaptiveExponential(eta=kind(1), data_deviation=kind(1)), dtype=jnp.float32).x
+            for kind in (int, float)
+        )
+        np.testing.assert_array_equal(whole, real)
+        sde = VESDE(sigma_min=1, sigma_max=50)
+        solution = draw(Gaussian().score_fn(sde), sde, Adaptive(eps_rel=0.5), dtype=jnp.float32)
+    assert solution.x.dtype == whole.dtype == np.float32
+    assert solution.failed == 0
 
 
 @pytest.mark.usefixtures("as_users_run_it")

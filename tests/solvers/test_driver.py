@@ -56,6 +56,39 @@ def test_the_order_of_ids_changes_no_bit():
     np.testing.assert_array_equal(draw(sample_ids=[41, 3], batch_size=7).x, straight.x[[41, 3]])
 
 
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_the_batch_size_changes_no_bit_for_keys_of_other_implementations(implementation):
+    """JAX draws for a batch of such keys with the first of them."""
+    key = jax.random.key(0, impl=implementation)
+    many, few = (draw(batch_size=size, key=key).x for size in (64, 7))
+    np.testing.assert_array_equal(many, few)
+    # data ~ N(0.3, 0.2^2), 1,120 numbers: five standard errors, and the bias of Adaptive
+    np.testing.assert_allclose([many.mean(), many.std()], [0.3, 0.2], atol=0.04)
+
+
+def test_arrays_that_a_function_closes_over_may_change():
+    """As do those of a network that is trained in place; they are constants of the compiled program."""
+    sde: Any = SDES["vp"]
+    held: dict[str, Any] = {}
+
+    def score_fn(x, t):  # of data that are one number, but for a deviation of 0.1
+        # an array that is new in every trace is no change
+        return jax.vmap(Gaussian(mean=held["mean"], std=0.1).score, (None, 0, 0))(sde, x, t) * jnp.array(
+            [1.0]
+        )
+
+    for mean in (0.0, -3.0, 2.0):
+        held["mean"] = jnp.full((), mean)
+        x = draw(score_fn=score_fn, solver=EulerMaruyama(num_steps=100)).x
+        assert abs(x.mean() - mean) < 0.05
+    for mean in (2.0, -3.0):  # known by their numbers: these have been compiled
+        held["mean"] = jnp.full((), mean)
+        with counted() as compiled:
+            again = draw(score_fn=score_fn, solver=EulerMaruyama(num_steps=100)).x
+        assert abs(again.mean() - mean) < 0.05
+        assert not compiled
+
+
 def test_where_the_calls_are_cut_changes_no_bit(monkeypatch):
     whole = draw(batch_size=7)
     monkeypatch.setattr(driver, "SECONDS_PER_CALL", 0.0)  # one iteration a call

@@ -216,6 +216,7 @@ def test_a_sample_that_fails_has_no_likelihood():
         ({"rtol": 0.0}, r"rtol must be a number > 0 \(got 0.0\)"),
         ({"atol": math.nan}, r"atol must be a number > 0 \(got nan\)"),
         ({"x": np.array([[math.nan]])}, r"x must be finite \(got '1 values that are not'\)"),
+        ({"x": {"a": np.zeros((1, 1))}}, r"x must be one array \(got 'dict'\)"),
         ({"x": np.array([[1]])}, r"x must be at least one sample, .* floating-point type"),
         ({"x": np.zeros(3)}, r"x must be at least one sample, \[n, \.\.\.\]"),
         ({"sample_ids": [0, 1]}, r"number of sample_ids must be 1, the number of samples \(got 2\)"),
@@ -226,6 +227,17 @@ def test_bad_input_is_refused(settings, message):
     given: dict[str, Any] = {"x": np.zeros((1, 1), np.float32), **settings}
     with pytest.raises(ValueError, match=message):
         log_likelihood(lambda x, t: -x, SDES["vp"], **given)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_it_is_refused_inside_a_transformation():
+    for found in (lambda x: log_likelihood(lambda x, t: -x, SDES["vp"], x).log_prob, _encoded):
+        with pytest.raises(ValueError, match=r"^x must be concrete \(got 'traced'\): call sample outside of"):
+            jax.jit(found)(jnp.zeros((1, 1)))
+
+
+def _encoded(x):
+    return encode(lambda x, t: -x, SDES["vp"], x).x
 
 
 @pytest.mark.usefixtures("as_users_run_it")

@@ -121,6 +121,16 @@ def test_a_score_that_holds_a_row_for_each_sample_is_warned_of():
         ({"conditions": CLASSES[:-1]}, r"conditions must be arrays with a leading axis of 64.*shape \(63,\)"),
         ({"conditions": 3}, r"conditions must be arrays with a leading axis of 64"),
         ({"conditions": ()}, r"conditions must be arrays"),
+        ({"conditions": np.array(["cat"] * 64)}, r"conditions must be arrays of numbers \(got .*<U3'\)"),
+        # JAX would take 2^40 + 1 for class 1
+        (
+            {"conditions": CLASSES + np.int64(2**40)},
+            r"conditions must be numbers that int32 holds \(got \[1099511627776",
+        ),
+        (
+            {"conditions": CLASSES + np.float64(1e300)},
+            r"conditions must be numbers that float32 holds \(got \[1e\+300",
+        ),
         (
             {"score_fn": lambda x, t: -x, "conditions": CLASSES},
             r"score_fn must be a function of \(x, t, condit",

@@ -66,6 +66,17 @@ def test_conditions_and_trees():
     assert np.abs(drawn.x["b"] - CLASSES[:64]).max() < 0.6
 
 
+@pytest.mark.parametrize(("x64", "dtype"), [(True, "float32"), (True, "float64"), (False, "bfloat16")])
+def test_the_weights_keep_their_type(x64, dtype):
+    data = 0.4 + 0.3 * np.random.default_rng(0).standard_normal((ROWS, 3))
+    with jax.enable_x64(x64):
+        params = fitted(data, {"mean": jnp.zeros(3, dtype), "log_std": jnp.zeros((), dtype)})
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
+    # the last weights of bfloat16 have an error of 2^-9 each, and move by no less
+    np.testing.assert_allclose(np.float64(params["mean"]), data.mean(0), atol=0.03)
+    np.testing.assert_allclose(np.exp(np.float64(params["log_std"])), 0.3, rtol=0.06)
+
+
 @pytest.mark.parametrize(
     ("data", "settings", "message"),
     [
@@ -74,9 +85,11 @@ def test_conditions_and_trees():
         ({"a": np.zeros((5, 2)), "b": np.zeros(4)}, {}, "data and conditions must be of one length"),
         (np.zeros((5, 2)), {"conditions": np.zeros(4)}, "data and conditions must be of one length"),
         (np.zeros((5, 2)), {"num_steps": 0}, "num_steps must be a whole number >= 1"),
+        (np.zeros((5, 2)), {"score_of": lambda _: lambda x, t: x[:, :1]}, r"score_fn\(x, t\) must be of x's"),
+        (np.zeros((5, 2)), {"params": {"mean": np.zeros(2, int)}}, r"params must .* \(got \['int32'\]\)"),
         (np.zeros((5, 2)), {"ema_rate": 1.0}, r"ema_rate must be a rate in \[0, 1\)"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(data, settings, message):
     with pytest.raises(ValueError, match=message):
-        fitted(data, {"mean": jnp.zeros(2), "log_std": jnp.zeros(())}, **settings)
+        fitted(**{"data": data, "params": {"mean": jnp.zeros(2), "log_std": jnp.zeros(())}} | settings)

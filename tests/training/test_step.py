@@ -18,7 +18,7 @@ from data import batches, datasets
 from sde_lib import VPSDE
 from tests.training.tiny import tiny_config, tiny_network
 from training import settings
-from training.step import initial_state, keys, make_step, optimizer
+from training.step import initial_state, keys, make_step, moving_average, optimizer
 
 
 def _run(config, steps, state=None):
@@ -133,6 +133,14 @@ def test_the_share_of_classes_that_is_dropped():
         np.testing.assert_array_equal(batch[~gone], classes[~gone])
         # five standard errors of a share of 1,600
         assert abs(gone.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1600)
+
+
+def test_the_average_keeps_its_type():
+    with jax.enable_x64(True):
+        zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
+        average = moving_average({"w": one}, {"w": zero}, jnp.float64(0.75))["w"]
+    assert average.dtype == jnp.float32
+    assert average == 0.25
 
 
 def test_the_average_warms_up():
