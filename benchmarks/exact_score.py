@@ -9,7 +9,7 @@ samples of an exact solver match all of them. (After a final denoising step, whi
 evaluation, there is no closed form.)
 
     Fréchet     distance of the samples' mean and covariance to the true ones, in pixels of [0, 1]; for a
-                finite number of true samples it is above 0, too; the table shows by how much
+                finite number of true samples it is above 0 too, and the table shows by how much
     log p       mean log-likelihood of the samples under the truth, in nats an image of pixels in [0, 1]
     residual    mean squared distance of a sample to the centre it came from, over the true one; 1 is right
     modes       number of centres nearest to some sample, over the number that as many true samples hit

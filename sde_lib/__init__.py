@@ -1,9 +1,9 @@
 """Diffusion processes for score-based models, their time reversal, and the denoiser.
 
-Start with a process: one of Song et al. (arXiv 2011.13456), ``VESDE``, ``VPSDE`` or ``SubVPSDE``, or one of
-``EDMProcess``, ``RectifiedFlow``, ``CosineVP`` and ``DiscreteVP``. Each gives the drift and diffusion of its
-SDE, its Gaussian marginals, its prior, and the score for a network's output. ``as_score`` makes a score
-function of whatever a network predicts. The package knows no solver and no network; the samplers are in
+Start with one of the processes of Song et al. (arXiv 2011.13456): ``VESDE``, ``VPSDE`` or ``SubVPSDE``. Each
+gives the drift and diffusion of its SDE, its Gaussian marginals, its prior, and the score for a network's
+output. ``EDMProcess``, ``RectifiedFlow``, ``CosineVP`` and ``DiscreteVP`` do so, too. ``as_score`` makes a
+score of whatever a network predicts. The package knows no solver and no network; the samplers are in
 ``solvers``.
 
 Conventions:

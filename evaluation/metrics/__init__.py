@@ -1,4 +1,4 @@
-"""Figures of images, such as FID.
+"""Figures of images.
 
 - ``features``: the networks that turn images into features and class logits; ``own_features``: one's own.
 - ``fid``, ``inception_score``, ``kid``, ``sliced_wasserstein``, ``neighbours``: the figures; ``bootstrap``:
