@@ -3,8 +3,8 @@
 python -m benchmarks.guidance [--json FILE] [--workdir runs/guidance] [--num_samples 2000]
 
 The network is the shipped class-conditional one of handwritten digits, and the classifier is the one whose
-features FID uses. The accuracy is the share of samples that it takes for the class that was asked for; of
-real test images it finds as many as docs/evaluation.md says. Finished scales are kept in the workdir.
+features FID uses. The accuracy is the share of samples that it takes for the class that was asked for. On
+held-out digits its accuracy is 99.7 % (docs/results.md). Finished scales are kept in the workdir.
 """
 
 import argparse

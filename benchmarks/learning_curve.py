@@ -1,4 +1,4 @@
-"""What a training had learnt after how many images: its loss, and FID of samples on the way.
+"""The progress of a training: its loss, and FID of samples of its checkpoints, by images seen.
 
 python -m benchmarks.learning_curve --training WORKDIR --runs FOLDER [--plot FILE] [--json FILE]
 
