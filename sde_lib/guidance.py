@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from sde_lib.checks import is_known, is_number, require, require_number
 from sde_lib.processes import SDE, Sample, Scalar
-from sde_lib.pytrees import as_partial
+from sde_lib.pytrees import as_partial, call
 from sde_lib.reverse import denoise
 
 # (x [batch, ...], t [batch], condition) -> log p(condition | x) [batch]
@@ -46,7 +46,9 @@ def evaluations_of(score_fn: Callable[..., Any]) -> int:
         >>> evaluations_of(network), evaluations_of(classifier_free(network, VPSDE(), null=-1, scale=2.0))
         (1, 2)
     """
-    return int(getattr(getattr(score_fn, "func", score_fn), "evaluations", 1))
+    partial = as_partial(score_fn)
+    function = partial.args[0] if partial.func is call else partial.func
+    return int(getattr(function, "evaluations", 1))
 
 
 def classifier_free(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
 
 Class = TypeVar("Class", bound=type)
@@ -50,5 +51,23 @@ def register_dataclass(cls: Class) -> Class:
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
-    """A function as a pytree, so that it can be an argument of another ``jax.tree_util.Partial``."""
-    return function if isinstance(function, Partial) else Partial(function)
+    """A function as a pytree, so that it can be an argument of another ``jax.tree_util.Partial``.
+
+    The arrays of a callable pytree, such as a dataclass of weights with a ``__call__``, become its leaves. If
+    it has other leaves, too, it is a function like any other, since a program may depend on their values.
+    """
+    if isinstance(function, Partial):
+        return function
+    leaves, structure = jax.tree.flatten(function)
+    if jax.tree_util.treedef_is_leaf(structure) or not all(map(_is_array, leaves)):
+        return Partial(function)
+    return Partial(call, function)
+
+
+def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What the ``Partial`` of a callable pytree holds, whose first argument is the pytree."""
+    return function(*arguments, **named)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from sde_lib.pytrees import register_dataclass
 from solvers import EulerMaruyama, Status, driver, sample, stream
 from solvers.device_memory import out_of_memory_explained
 from solvers.queues import Queues
@@ -64,6 +65,23 @@ def test_the_batch_size_changes_no_bit_for_keys_of_other_implementations(impleme
     np.testing.assert_array_equal(many, few)
     # data ~ N(0.3, 0.2^2), 1,120 numbers: five standard errors, and the bias of Adaptive
     np.testing.assert_allclose([many.mean(), many.std()], [0.3, 0.2], atol=0.04)
+
+
+def test_arrays_of_a_callable_pytree_are_arguments():
+    @register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Score:
+        mean: Any
+
+        def __call__(self, x, t):
+            return jax.vmap(Gaussian(mean=self.mean, std=0.1).score, (None, 0, 0))(SDES["vp"], x, t)
+
+    solver, (first, second) = EulerMaruyama(num_steps=100), jnp.array([0.0, -3.0])
+    assert abs(draw(score_fn=Score(first), solver=solver).x.mean()) < 0.05
+    with counted() as compiled:
+        x = draw(score_fn=Score(second), solver=solver).x
+    assert abs(x.mean() + 3) < 0.05
+    assert not compiled
 
 
 def test_arrays_that_a_function_closes_over_may_change():
