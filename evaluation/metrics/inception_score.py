@@ -61,7 +61,7 @@ class InceptionScore:
         Raises:
             ValueError: if the number of samples added is not the one announced.
         """
-        scores = self._scores()
+        scores = self.scores()
         return float(scores.mean()), float(scores.std())
 
     def interval(self) -> list[float]:
@@ -73,20 +73,26 @@ class InceptionScore:
         Raises:
             ValueError: as ``result``.
         """
-        scores = self._scores()
-        splits, num_classes = self._classes.shape
-        error = scores.std(ddof=1) / np.sqrt(splits)
-        reach = scipy.special.stdtrit(splits - 1, 0.975) * error
-        ends = np.array([scores.mean() - reach, scores.mean() + reach])
-        return np.clip(ends, 1.0, num_classes).tolist()
+        return np.clip(interval_of_mean(self.scores()), 1.0, self._classes.shape[1]).tolist()
 
-    def _scores(self) -> Float64[np.ndarray, " splits"]:
+    def scores(self) -> Float64[np.ndarray, " splits"]:
+        """The score of each split.
+
+        Raises:
+            ValueError: as ``result``.
+        """
         expected = int(self._bounds[-1])
         fix = "add every sample once"
         require(self._seen == expected, "number of logits", self._seen, f"{expected}, as announced", fix)
         sizes = np.diff(self._bounds)
         marginal = self._classes / sizes[:, None]
         return np.exp(self._certainty / sizes + scipy.special.entr(marginal).sum(axis=1))
+
+
+def interval_of_mean(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " 2"]:
+    """95 % interval [low, high] for the expectation of equal, independent values, by Student's t."""
+    reach = scipy.special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() + np.array([-reach, reach])
 
 
 def require_enough(num_samples: int, splits: int = 10) -> None:

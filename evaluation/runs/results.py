@@ -159,6 +159,17 @@ def find(
     return None
 
 
+def main_setting(settings: Mapping[str, Any]) -> str | None:
+    """The solver's setting that matters most; a number of evaluations stands in place of a tolerance.
+
+    Example:
+        >>> main_setting({"eps_rel": 0.02, "num_evaluations": 20}), main_setting({"eta": 1.0, "num_steps": 9})
+        ('num_evaluations', 'num_steps')
+    """
+    names = ("num_evaluations", "eps_rel", "num_steps", "rtol")
+    return next((name for name in names if settings.get(name) is not None), None)
+
+
 def config_identity(
     config: Any, *, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:

@@ -70,8 +70,9 @@ class Run:
     def title(self) -> str:
         """The config, its solver and the setting that matters most."""
         settings = vars(getattr(self.solver, "predictor", self.solver))
-        setting = next(name for name in ("eps_rel", "num_steps", "rtol") if name in settings)
-        return f"{self.name}   {self.config.solver.name}   {setting} {settings[setting]:g}"
+        setting = results.main_setting(settings)
+        stated = "" if setting is None else f"   {setting} {settings[setting]:g}"
+        return f"{self.name}   {self.config.solver.name}{stated}"
 
     @property
     def evaluations_per_call(self) -> int:

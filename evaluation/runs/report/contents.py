@@ -75,12 +75,10 @@ class Cell:
     @property
     def solver(self) -> str:
         """The solver's name and the setting that matters most; empty where no solver made it."""
-        named = [
-            f"{key} {text(self.identity[f'solver.{key}'])}"
-            for key in ("eps_rel", "num_steps", "rtol")
-            if self.identity.get(f"solver.{key}") is not None
-        ]
-        return ", ".join([text(self.identity.get("solver.name", "")), *named[:1]])
+        settings = {key.removeprefix("solver."): value for key, value in self.identity.items()}
+        setting = results.main_setting(settings)
+        stated = [] if setting is None else [f"{setting} {text(settings[setting])}"]
+        return ", ".join([text(self.identity.get("solver.name", "")), *stated])
 
     @property
     def has_place(self) -> bool:

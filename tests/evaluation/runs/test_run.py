@@ -63,3 +63,21 @@ def test_further_figures_need_no_new_samples(tmp_path):
     known = dataclasses.replace(measurement.from_config(config), compared=pytest.fail)
     assert measured(known) == second
     assert len(read(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({"name": "adaptive_exponential"}, "adaptive_exponential   eps_rel 0.02"),
+        (
+            {"name": "adaptive_exponential", "num_evaluations": 20},
+            "adaptive_exponential   num_evaluations 20",
+        ),
+        ({"name": "predictor_corrector", "num_steps": 50}, "predictor_corrector   num_steps 50"),
+        ({"name": "rk45", "rtol": 0.1}, "rk45   rtol 0.1"),
+    ],
+)
+def test_a_run_is_named_by_the_setting_that_decides_its_cost(settings, title):
+    config = configs.load("vp/digits_adaptive")
+    config.solver.update(settings)
+    assert run.prepare(config, name="digits").title == f"digits   {title}"
