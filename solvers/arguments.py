@@ -216,7 +216,8 @@ def _setting(dtype: Any, value: Any) -> Array:
         return jnp.asarray(value, dtype)
     # A whole number may stand for a real one, as in eta=1. As JAX has it from Python, weakly typed, it leaves
     # the type of the state alone; with 64-bit types, others do not.
-    return jnp.asarray(array.item()) if is_number(array, whole=True) else array
+    known = is_known(array) and is_number(array, whole=True)
+    return jnp.asarray(array.item()) if known else array
 
 
 def _is_key(key: Any) -> bool:
