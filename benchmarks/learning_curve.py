@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from benchmarks.report import machine, write_json
@@ -119,16 +120,19 @@ def draw(path: Path, loss: dict[int, float], runs: dict[int, dict], batch_size: 
         color="#1f5aa6",
         label="of the last tenth of the steps",
     )
-    left.set(title="Loss", xlabel="images seen", xscale="log", yscale="log")
+    left.set(title="Loss", xlabel="images seen", xscale="log")
     left.legend(frameon=False, fontsize=8)
     right.plot(
         [step * batch_size for step in runs], [run["fid"] for run in runs.values()], "o-", color="#1f5aa6"
     )
     number, features = (next(iter(runs.values()))[name] for name in ("num_samples", "features"))
     right.set(title=f"FID of {number:,} samples, features {features.partition(':')[0]}")
-    right.set(xlabel="images seen", xscale="log", yscale="log")
+    right.set(xlabel="images seen", xscale="log")
     for axes in (left, right):
-        axes.grid(True, which="both", color="#eeeeee")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(True, color="#eeeeee")
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as file:
         canvas.print_png(file)

@@ -8,6 +8,7 @@ from evaluation.runs import measurement, run
 from models import checkpoints
 
 CONFIGS = [f"{sde}/{data}_adaptive" for sde in ("ve", "vp") for data in ("digits", "mnist")]
+CONFIGS += ["vp/cifar10_small_adaptive"]
 
 
 @pytest.fixture

