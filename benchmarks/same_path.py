@@ -53,6 +53,7 @@ from solvers.ddim import DDIM
 from solvers.dpm_solver import SDEDPMSolverPP
 from solvers.er_sde import ERSDE, OFFSET, POWER, added_noise
 from solvers.euler_maruyama import EulerMaruyama
+from solvers.fixed_steps import Correction
 from solvers.interface import Solver, Status
 from solvers.noise import prior_key, sample_key, standard_normal
 from solvers.sa_solver import SASolver
@@ -353,6 +354,6 @@ def _with_noise(states: Any, step: dict[str, Array], z: Array) -> Any:
     if hasattr(states, "x_proposed"):
         return dataclasses.replace(states, z=z, x_proposed=states.x_proposed + change)
     other = {"x": states.x + change}
-    if hasattr(states, "corrected_without"):
-        other["corrected_without"] = states.corrected_without + change
+    if isinstance(correction := getattr(states, "correction", None), Correction):
+        other["correction"] = dataclasses.replace(correction, without=correction.without + change)
     return dataclasses.replace(states, **other)

@@ -15,6 +15,7 @@ from solvers.deis import DEIS, Polynomial
 from solvers.dpm_solver import DPMSolverPP, SDEDPMSolverPP
 from solvers.er_sde import ERSDE
 from solvers.exponential import moments, steps_back
+from solvers.fixed_steps import Correction
 from solvers.grids import Rho, UniformLogSNR, UniformTime
 from solvers.interface import Status
 from solvers.noise import standard_normal
@@ -295,12 +296,12 @@ def test_a_step_of_sa_solver_without_noise_is_one_of_unipc():
             t=grid.time(sde, n / 12),
             accepted=jnp.int32(n),
             history=history,
-            corrected_without=random[3],
-            weight=jnp.float64(0.2),
+            correction=Correction(without=random[3], weight=jnp.float64(0.2)),
         )
         told.append(jax.jit(solver.tell)(sde, state, random[4]))
-    for name in ("x", "corrected_without", "weight"):
-        np.testing.assert_allclose(*(getattr(state, name) for state in told), rtol=1e-12, err_msg=name)
+    of_unipc, of_sa_solver = ((state.x, state.correction.without, state.correction.weight) for state in told)
+    for one, other in zip(of_unipc, of_sa_solver, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_short_runs_look_back_less_at_the_end():
