@@ -52,7 +52,7 @@ def main() -> None:
     runs = figures_of_runs(given.runs)
     if not runs:
         fix = "sample checkpoints as the text above says"
-        parser.error(refusal("--runs", str(given.runs), "a folder with runs named step_N", fix))
+        parser.error(refusal("--runs", str(given.runs), "a folder with finished runs named step_N", fix))
     rows = [
         [
             f"{step * batch_size:,}",
@@ -96,11 +96,13 @@ def events(content: bytes) -> Iterator[Event]:
 
 
 def figures_of_runs(folder: Path) -> dict[int, dict]:
-    """The last result of each run in the folder, by the step that its name ends with."""
-    found = {}
-    for path in sorted(folder.glob("*_[0-9]*/results.jsonl")):
-        found[int(path.parent.name.rpartition("_")[2])] = results.read(path.parent)[-1]
-    return dict(sorted(found.items()))
+    """The last result of each run in the folder, by the step that its name ends with.
+
+    A run that has no result yet is left out.
+    """
+    named = ((path.name.rpartition("_")[2], path) for path in folder.glob("*_*"))
+    found = {int(step): results.read(path) for step, path in named if step.isdecimal()}
+    return {step: lines[-1] for step, lines in sorted(found.items()) if lines}
 
 
 def smoothed(loss: dict[int, float], step: int) -> float:

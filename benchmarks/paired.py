@@ -60,7 +60,7 @@ def main() -> None:
     both = zip(given.workdirs, tqdm(runs, unit="run"), strict=True)
     found = [figures_of(folder, run, size, measured) for folder, run in both]
 
-    names = [label(run) for run in runs]
+    names = names_of(given.workdirs, runs)
     rows = [
         [name, f"{run['nfe_mean']:.1f}", *cells(each, found[0])]
         for name, run, each in zip(names, runs, found, strict=True)
@@ -110,10 +110,11 @@ def require_alike(runs: Sequence[dict[str, Any]]) -> None:
         require(len(set(values)) == 1, key, values, "the same in all runs", fix)
 
 
-def label(run: dict[str, Any]) -> str:
-    settings = {key.removeprefix("solver."): value for key, value in run.items() if key.startswith("solver.")}
-    setting = results.main_setting(settings)
-    return settings["name"] if setting is None else f"{settings['name']}, {setting} {settings[setting]:g}"
+def names_of(folders: Sequence[Path], runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The runs' solvers with their main settings; with the workdir where two would have one name."""
+    labels = [results.solver_label(run) for run in runs]
+    named = zip(labels, folders, strict=True)
+    return [label if labels.count(label) == 1 else f"{label} ({folder})" for label, folder in named]
 
 
 def figures_of(folder: Path, run: dict[str, Any], size: int, measured: Measurement) -> dict[str, Figure]:

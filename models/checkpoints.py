@@ -183,8 +183,8 @@ def convert(
             float32 again when they are read.
 
     Returns:
-        The path of the new checkpoint. Where the source says what it was trained with, the new one says the
-        same.
+        The path of the new checkpoint. Where the source says what it was trained with and by which command,
+        the new one says the same.
 
     Raises:
         ValueError: as for ``load_score_fn``, or if something exists at ``target``.
@@ -207,6 +207,8 @@ def convert(
         "source_format": metadata["format"],
         "source_sha256": checkpoint_sha256(path),
     }
+    if "command" in metadata:
+        origin["source_command"] = metadata["command"]
     described = describe(config, step=metadata["step"], command=command, **origin)
     of_source = stated(path)
     groups = {group: {**described[group], **of_source.get(group, {})} for group in ("model", "data", "sde")}

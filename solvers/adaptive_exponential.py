@@ -22,7 +22,8 @@ step is due to the noise. With less noise it drifts, at 1 − η² of its slope 
     6.  b² ← max(0, ⟨ΔD, ΔE⟩/⟨ΔE, ΔE⟩),  E = (y − D)/ς²,  Δ = since the last evaluation
     7.  y' = e^(−(1+η²) Δμ) y + ∫ P dμ + e^(−μ') √(1 − e^(−2 η² Δμ)) z       predictor
 
-    P = G_n + (1 − η²) (what the polynomial through the latest three G adds),  all G made with the new b
+    P = G_n + (1 − η²) (what the polynomial through the latest three G adds),  all G made with the new b;
+        with h > 1, in the last step G_n alone, and in the one before it two G
     w = (1 − η²) w_ODE + η² w_SDE
     v = 64^((1−η)⁴) ((1 − η²) v_ODE + η² w_SDE/√3)
 
@@ -65,6 +66,8 @@ from solvers.sums import inner_product, root_mean_square, sum_of_squares
 # length also bounds the damage of a wrong b², which has no bound of its own: at eta 1 the mean of a step does
 # not depend on b², and its noise is between those of b² = 0 and infinity, a factor e^h apart.
 LONGEST = 0.5
+# With longer steps, which only a small number of evaluations makes, the order falls at the end.
+LONG = 1.0
 # For an eps_rel below FIRST_AT, the first step shrinks as the square root: the error of this low-order step
 # then falls faster than that of the others.
 FIRST_AT = 0.02
@@ -156,8 +159,9 @@ class AdaptiveExponential:
     data_deviation: Scalar = 0.5
 
     evaluations_per_step: ClassVar[int] = 1
-    # of the method, part of what identifies samples: revision 1 had longer steps, revision 2 more noise
-    revision: ClassVar[int] = 3
+    # of the method, part of what identifies samples: revision 1 had longer steps, revision 2 more noise, and
+    # revision 3 the full order in long last steps
+    revision: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs, data_deviation=self.data_deviation)
@@ -218,11 +222,12 @@ class AdaptiveExponential:
         variance = jnp.where(n > 0, fitted_variance(now, state.history[0]), 0).astype(dtype)
         # 7. y'
         evaluations = (now, *state.history)
-        ahead = self._extrapolation(evaluations, variance, h, n, eta)
+        back = self._steps_back(n, h)
+        ahead = self._extrapolation(evaluations, variance, h, back, eta)
         x_next = self._predicted(sde, state, y, t_next, variance, ahead, eta)
         # what the next evaluation is compared with
         expected = ahead.combine(ahead.products)
-        correction, error = weights(ahead, n, eta)
+        correction, error = weights(ahead, back, eta)
 
         stuck = ~(t_next < t)  # NaN included
         status = jnp.where(last, Status.COMPLETED, jnp.where(stuck, Status.STEP_TOO_SMALL, Status.RUNNING))
@@ -280,8 +285,18 @@ class AdaptiveExponential:
         t_next = jnp.where(last, sde.eps, sde.inverse_log_snr(now.log_snr + h)).astype(dtype)
         return h, t_next, last
 
+    def _steps_back(self, n: Count, h: Number) -> Count:
+        """The number of evaluations before the newest that P uses: fewer where long steps end.
+
+        A polynomial reaches too far there: G moves most at noise of the data's width, which long steps pass
+        in the last one or two.
+        """
+        if self.num_evaluations is None:
+            return n
+        return jnp.where(h > LONG, jnp.minimum(n, self.num_evaluations - 1 - n), n)
+
     def _extrapolation(
-        self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, n: Count, eta: Number
+        self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, back: Count, eta: Number
     ) -> Extrapolation:
         now = evaluations[0]
         odds = variance * jnp.exp(2 * now.log_snr)  # b²/ς²
@@ -295,7 +310,7 @@ class AdaptiveExponential:
         step = change_of_mu(h)
         nodes = [change_of_mu(each.log_snr - now.log_snr) / step for each in evaluations]
         values = [each.denoised - variance * each.slope() for each in evaluations]
-        newest, *slopes = divided_differences(values, nodes, n)
+        newest, *slopes = divided_differences(values, nodes, back)
         drift = drift_of(eta)
         return Extrapolation(
             step=step,
@@ -327,9 +342,9 @@ class AdaptiveExponential:
         return alpha_next * y_next
 
 
-def weights(ahead: Extrapolation, n: Count, eta: Number) -> tuple[Number, Number]:
+def weights(ahead: Extrapolation, back: Count, eta: Number) -> tuple[Number, Number]:
     """(w, v) of the next evaluation."""
-    p = jnp.minimum(n + 1, ORDER)
+    p = jnp.minimum(back + 1, ORDER)
     integral, product = jnp.stack(ahead.integrals), jnp.stack(ahead.products)
     corrector = integral[p] / product[p]
     milne = jnp.abs(integral[p] - (1 - jnp.stack(ahead.nodes)[p - 1]) * integral[p - 1]) / product[p]

@@ -170,6 +170,21 @@ def main_setting(settings: Mapping[str, Any]) -> str | None:
     return next((name for name in names if settings.get(name) is not None), None)
 
 
+def solver_label(settings: Mapping[str, Any]) -> str:
+    """The solver's name and the setting that matters most; empty where no solver is named.
+
+    Args:
+        settings: keys of the config with their values, as an identity or a line of results.jsonl has them.
+
+    Example:
+        >>> solver_label({"solver.name": "adaptive", "solver.eps_rel": 0.02, "solver.denoise": True})
+        'adaptive, eps_rel 0.02'
+    """
+    of_solver = {key.removeprefix("solver."): value for key, value in settings.items()}
+    main = main_setting(of_solver)
+    return ", ".join([str(of_solver.get("name", "")), *([f"{main} {of_solver[main]}"] if main else [])])
+
+
 def config_identity(
     config: Any, *, solver: Solver, checkpoint_sha256: str | None
 ) -> tuple[dict[str, Any], str]:

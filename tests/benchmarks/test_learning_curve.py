@@ -53,6 +53,8 @@ def test_a_table_and_a_picture(training, tmp_path, monkeypatch, capsys):
         line = {"config_hash": "0", **fields, "fid": fid, "is_mean": 2.0, "num_samples": 1000}
         line |= {"reference": "cifar10:train:50000", "features": "cifar10:12"}
         (tmp_path / "runs" / f"step_{step:08d}" / "results.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "runs" / "step_00000900").mkdir()  # a run that is not finished
+    (tmp_path / "runs" / "step_00000900" / "results.jsonl").write_bytes(b"")
     plot = tmp_path / "curve.png"
     flags = ["--training", str(training), "--runs", str(tmp_path / "runs"), "--plot", str(plot)]
     monkeypatch.setattr(sys, "argv", ["learning_curve", *flags, "--json", str(tmp_path / "curve.json")])
@@ -69,4 +71,4 @@ def test_a_folder_without_runs_is_refused(training, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["learning_curve", *flags])
     with pytest.raises(SystemExit):
         learning_curve.main()
-    assert "--runs must be a folder with runs named step_N" in capsys.readouterr().err
+    assert "--runs must be a folder with finished runs named step_N" in capsys.readouterr().err

@@ -41,13 +41,14 @@ def _measured(workdirs, names, monkeypatch, tmp_path):
 def test_runs_are_compared_with_the_first(workdirs, monkeypatch, tmp_path, capsys):
     found = _measured(workdirs, ["more", "few", "same"], monkeypatch, tmp_path)
     first, few, same = found["table"]
-    assert first[0] == "ddim, num_steps 8"
+    # two runs of one solver and setting are told apart by their workdirs
+    assert first[0] == f"ddim, num_steps 8 ({workdirs / 'more'})"
     assert first[3::2] == ["", "", ""]
     # two steps are far worse than eight in all that is measured
     low, high = (float(end) for end in few[3].partition("(")[2].strip(")").split(" to "))
-    assert (
-        0 < low < found["figures"]["ddim, num_steps 2.FID"] - found["figures"]["ddim, num_steps 8.FID"] < high
-    )
+    distances = found["figures"]
+    assert 0 < low < distances["ddim, num_steps 2.FID"] - distances[f"{first[0]}.FID"] < high
+    assert distances[f"{first[0]}.FID"] == distances[f"{same[0]}.FID"]
     assert same[3] == same[5] == same[7] == "+0.000 (+0.000 to +0.000)"
     assert "100 samples of vp/digits_classes" in capsys.readouterr().out
 

@@ -129,6 +129,7 @@ def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path
     assert_same(params, ema)
     assert metadata["source_sha256"] == checkpoints.checkpoint_sha256(paths[kind])
     assert metadata["command"] == "main.py --mode=convert"
+    assert metadata.get("source_command") == {"own": "python main.py"}.get(kind)
     assert checkpoints.provenance(path)["source_sha256"] == metadata["source_sha256"]
     assert checkpoints.provenance(path)["checkpoint_sha256"] == checkpoints.checkpoint_sha256(path)
     assert not [f for f in path.rglob("*") if f.is_file() and str(tmp_path).encode() in f.read_bytes()]

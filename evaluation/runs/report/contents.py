@@ -75,10 +75,7 @@ class Cell:
     @property
     def solver(self) -> str:
         """The solver's name and the setting that matters most; empty where no solver made it."""
-        settings = {key.removeprefix("solver."): value for key, value in self.identity.items()}
-        setting = results.main_setting(settings)
-        stated = [] if setting is None else [f"{setting} {text(settings[setting])}"]
-        return ", ".join([text(self.identity.get("solver.name", "")), *stated])
+        return results.solver_label(self.identity)
 
     @property
     def has_place(self) -> bool:
