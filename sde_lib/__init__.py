@@ -1,10 +1,10 @@
 """Diffusion processes for score-based models, their time reversal, and the denoiser.
 
-Start with one of the processes of Song et al. (arXiv 2011.13456): ``VESDE``, ``VPSDE`` or ``SubVPSDE``. Each
-gives the drift and diffusion of its SDE, its Gaussian marginals, its prior, and the score for a network's
-output. ``EDMProcess``, ``RectifiedFlow``, ``CosineVP`` and ``DiscreteVP`` do so, too. ``as_score`` makes a
-score of whatever a network predicts. The package knows no solver and no network; the samplers are in
-``solvers``.
+Start with a process: ``VESDE``, ``VPSDE`` or ``SubVPSDE`` of Song et al. (arXiv 2011.13456), ``EDMProcess``,
+``RectifiedFlow``, ``CosineVP`` or ``DiscreteVP``. Each gives the drift and diffusion of its SDE, its Gaussian
+marginals, its prior, and the score for a network's output. ``as_score`` turns the output of a network into a
+score, whatever it predicts: noise, image, v, velocity or score. The package holds no sampler and no network;
+the samplers are in ``solvers``.
 
 Conventions:
 

@@ -7,7 +7,7 @@ replaced by P, the polynomial in t or in log ρ through its latest three values:
     2.  x' = (α'/α) x + α' ∫ P dρ
 
 The integrals of the powers of t have no closed form on every process. They are computed with eight
-Gauss–Legendre nodes in λ = −log ρ, since t(λ) is smooth for all three processes. The first step has order 1,
+Gauss–Legendre nodes in λ = −log ρ, since t(λ) is smooth for every process here. The first step has order 1,
 the second order 2.
 """
 
