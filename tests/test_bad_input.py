@@ -345,6 +345,9 @@ TRAINING = [
     ([VE, "--mode=train", "--config.training.weighting=sigm"], "config.training.weighting must be one of "),
     ([VP, "--mode=train", "--config.model.sigma_data=None"], "config.training.weighting must be "),
     ([VE, "--mode=train", "--config.seed=4294967296"], "config.seed must be "),
+    # what only the pictures of samples need is refused before the first step, too
+    ([VE, "--mode=train", "--config.eval.batch_size=0"], "config.eval.batch_size must be a whole number"),
+    ([VP, "--mode=train", "--config.solver.name=ancestral", "--config.sde.name=subvp"], "sde must be "),
     ([VE, "--mode=train", "--workdir=TEXT"], "--workdir must be a folder"),
     ([VE, "--mode=train", "--workdir=gs://bucket/folder"], "workdir"),
     ([VE, "--mode=train", "--checkpoint=absent"], "checkpoint must be "),
