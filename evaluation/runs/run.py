@@ -240,6 +240,8 @@ def _measure(
     )
     stated = ("solver.", "guidance.", "eval.classes", "eval.rounding")
     chosen = {key: value for key, value in run.identity.items() if key.startswith(stated)}
+    if measurement is not None:
+        chosen |= results.compared_with(run.config)
     if run.evaluations_per_call > 1:
         chosen["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
     first = next(store.shards(min(PICTURED, settings.num_samples)))
