@@ -238,11 +238,16 @@ def existing(path: str, key: str) -> epath.Path:
     """The path of images that a flag or config key gives.
 
     Raises:
-        ValueError: naming the key, if there is nothing at the path, or if the path is empty.
+        ValueError: naming the key, if there is nothing at the path, if the path is empty, or of a store that
+            cannot be reached.
     """
-    place = epath.Path(path).expanduser()
     allowed = "an existing folder, .zip or .npz file"
-    require(path != "" and place.exists(), key, path, allowed, "correct the path")
+    try:
+        place = epath.Path(path).expanduser()
+        there = path != "" and place.exists()
+    except Exception as error:  # the clients of the stores have no common one
+        raise ValueError(refusal(key, path, allowed, f"copy it to this machine ({error})")) from None
+    require(there, key, path, allowed, "correct the path")
     return place
 
 

@@ -320,6 +320,11 @@ DATA = [
     ([VE, "--images="], "--images must be "),
     ([VE, "--images=absent"], "--images must be "),
     ([VE, "--images=TEXT"], "--images must be "),
+    ([VE, "--images=s3://bucket/folder"], "--images must be an existing folder, .zip or .npz file (got 's3:"),
+    (
+        [VE, "--mode=stats", "--config.eval.reference=gs://bucket/new.npz"],
+        "config.eval.reference must be a local file (got 'gs://bucket/new.npz'): store them in a local file",
+    ),
     ([VE, "--images=FOLDER"], "images"),
     ([VE, "--mode=stats", "--config.data.name=mnst"], "config.data.name must be one of "),
     ([VE, "--mode=stats", "--config.data.name=mnist"], "config.data.name"),
