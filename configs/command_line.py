@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
+from ml_collections import ConfigDict
 
 import configs
 from configs import base
@@ -33,8 +34,11 @@ def parse(argv: Sequence[str], used: Mapping[str, Collection[str]]) -> list[str]
         used: mode -> the flags that it uses.
     """
     argv = _with_stated_config(argv, used)
-    cleared = [text for text in argv if text.startswith("--config.") and text.endswith("=None")]
-    others = [_with_config_found(argument) for argument in argv if argument not in cleared]
+    given = [argument for argument in argv if argument.startswith("--config.") and "=" in argument]
+    last = {text.partition("=")[0]: text for text in given}  # of a key given twice, the last value counts
+    cleared = [text for text in last.values() if text.endswith("=None")]
+    read = [text for text in argv if not (text in given and text.endswith("=None"))]
+    others = [_with_config_found(argument) for argument in read]
     try:
         rest = flags.FLAGS(others)
     except (KeyError, AttributeError) as error:  # how ml_collections says that a config has no such key
@@ -82,14 +86,25 @@ def _with_config_found(argument: str) -> str:
         near = difflib.get_close_matches(path, known, n=1)
         fix = f"did you mean {near[0]}?" if near else f"name one such as {EXAMPLE}"
         refuse(f"--config must be a config file that exists (got {path!r}): {fix}")
-    try:
-        loads = callable(runpy.run_path(str(place)).get("get_config"))
-        reason = "define a function get_config in it"
-    except Exception as error:  # whatever is wrong with somebody's own file
-        loads, reason = False, f"correct it; {type(error).__name__}: {error}"
-    if not loads:
+    if reason := _why_no_config(place):
         refuse(f"--config must be a Python file with a function get_config (got {path!r}): {reason}")
     return f"{flag}={place}"
+
+
+def _why_no_config(place: Path) -> str | None:
+    """What to correct in a config file, or None: its function is called once, as ml_collections will."""
+    try:
+        get_config = runpy.run_path(str(place)).get("get_config")
+        if not callable(get_config):
+            return "define a function get_config in it"
+        config = get_config()
+    except Exception as error:  # whatever is wrong with somebody's own file
+        return f"correct it; {type(error).__name__}: {error}"
+    if not isinstance(config, ConfigDict):
+        return f"let get_config return the config of configs/base.py with its changes, not {config!r}"
+    missing = [key for key in configs.flat(base.get_config()) if key not in configs.flat(config)]
+    start = "start from the config of configs/base.py, or from another one of configs/"
+    return f"its config lacks {len(missing)} keys, such as {missing[0]}; {start}" if missing else None
 
 
 def _clear(key: str) -> None:

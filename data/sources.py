@@ -120,19 +120,31 @@ def decode(content: bytes, title: str) -> UInt8[np.ndarray, "h w c"]:
         image = Image.open(io.BytesIO(content))
         # A camera's JPEG (MPO) holds the photograph first, and then previews of it
         still = image.format == "MPO" or not getattr(image, "is_animated", False)
+        stored = f"{image.mode} of more than 8 bits a channel" if _is_deep(image) else image.mode
     size = image.width * image.height * len(image.getbands())
     _require_small(f"bytes of {title} when decoded", size)
     require(still, title, "several frames", "a still image", "store each frame as an image of its own")
     with _readable(title, "a readable image"):
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        mode = image.mode
-        if mode == "P":  # indices into a palette
+        if image.mode == "P":  # indices into a palette
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         pixels = np.asarray(image)
     modes, fix = ("L", "LA", "P", "RGB", "RGBA"), "convert it to 8 bits a channel"
-    require(mode in modes, f"Pillow's mode of {title}", mode, "8-bit grey (L) or RGB", fix)
+    require(stored in modes, f"Pillow's mode of {title}", stored, "8-bit grey (L) or RGB", fix)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a file has more than 8 bits a channel; of colours, Pillow drops the others without a word."""
+    for codec, _, _, arguments in getattr(image, "tile", []):
+        if codec.startswith("ppm"):
+            deep = isinstance(arguments, tuple) and arguments[-1] > 255  # the largest level
+        else:
+            deep = re.search("(?<!BGR);16", str(arguments))  # as in "RGB;16B"; "BGR;16" has 5 or 6 bits
+        if deep:
+            return True
+    return False
 
 
 def _require_small(name: str, size: int) -> None:
@@ -226,11 +238,16 @@ def existing(path: str, key: str) -> epath.Path:
     """The path of images that a flag or config key gives.
 
     Raises:
-        ValueError: naming the key, if there is nothing at the path, or if the path is empty.
+        ValueError: naming the key, if there is nothing at the path, if the path is empty, or of a store that
+            cannot be reached.
     """
-    place = epath.Path(path).expanduser()
     allowed = "an existing folder, .zip or .npz file"
-    require(path != "" and place.exists(), key, path, allowed, "correct the path")
+    try:
+        place = epath.Path(path).expanduser()
+        there = path != "" and place.exists()
+    except Exception as error:  # the clients of the stores have no common one
+        raise ValueError(refusal(key, path, allowed, f"copy it to this machine ({error})")) from None
+    require(there, key, path, allowed, "correct the path")
     return place
 
 

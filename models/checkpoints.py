@@ -190,6 +190,8 @@ def convert(
         ValueError: as for ``load_score_fn``, or if something exists at ``target``.
         OSError: if it cannot be written.
     """
+    fix = "write it to a local folder, and copy that to the store"
+    require("://" not in str(target), "checkpoint to write", str(target), "a local folder", fix)
     target = Path(target)
     require_choice("dtype", dtype, ("float32", "bfloat16"))
     require(
@@ -219,15 +221,25 @@ def convert(
 def checkpoint_sha256(path: Path) -> str:
     """SHA-256 of a checkpoint file, or of the sorted names and contents of the files in a folder.
 
-    Of a folder of diffusers these are the ones that are read; a downloaded one holds many others.
+    These are the files that the checkpoint was written with, or, of a folder of diffusers, those that are
+    read. Others may come later: a workdir, another checkpoint, or what a file manager leaves in a folder.
     """
     if path.is_file():
         return _sha256(path)
     digest = hashlib.sha256()
-    files = path.rglob("*") if _reader(path) is None else diffusers_folder.files(path)
+    files = _own_files(path) if _reader(path) is None else diffusers_folder.files(path)
     for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _own_files(path: Path) -> list[Path]:
+    if not (path / SIZES).is_file():
+        return [*path.rglob("*")]  # the writer was killed just before it wrote the sizes
+    try:
+        return [path / name for name in (SIZES, *json.loads((path / SIZES).read_text()))]
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
 def provenance(path: Path) -> dict[str, Any]:

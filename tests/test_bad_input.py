@@ -69,6 +69,9 @@ FLAGS = [
     (["--config=EMPTY"], "with a function get_config (got 'empty.py'): define a function get_config in it"),
     (["--config=RAISES"], "(got 'raises.py'): correct it; ZeroDivisionError: division by zero"),
     (["--config=IMPORTS"], "(got 'imports.py'): correct it; ModuleNotFoundError: No module named 'nowhere'"),
+    (["--config=NONE"], "(got 'none.py'): let get_config return the config of configs/base.py with its "),
+    (["--config=PART"], "(got 'part.py'): its config lacks "),
+    (["--config=ARGUMENT"], "(got 'argument.py'): correct it; TypeError: get_config() missing 1 required"),
     ([VE, "extra"], "arguments must be flags only (got ['extra']): write --config=… --mode=… --workdir=…"),
     ([VE, "--mode=evl"], "--mode must be one of 'eval', 'sample', "),
     ([VE, "--mode=evl"], "(got 'evl'): did you mean 'eval'?"),
@@ -78,6 +81,8 @@ FLAGS = [
     ([VE, "--config.solver.eps_rel=small"], "--config.solver.eps_rel=small: could not convert"),
     ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
     ([VE, "--config.solvers.name=ddim"], "solvers"),
+    # the last value of a setting counts, also after None
+    ([VE, "--config.solver.eps_rel=None", "--config.solver.eps_rel=-1"], "config.solver.eps_rel must be "),
     (
         [VE, "--config.data.image_size=None"],
         "--config.data.image_size must be a value (got 'None'): leave it out",
@@ -315,6 +320,11 @@ DATA = [
     ([VE, "--images="], "--images must be "),
     ([VE, "--images=absent"], "--images must be "),
     ([VE, "--images=TEXT"], "--images must be "),
+    ([VE, "--images=s3://bucket/folder"], "--images must be an existing folder, .zip or .npz file (got 's3:"),
+    (
+        [VE, "--mode=stats", "--config.eval.reference=gs://bucket/new.npz"],
+        "config.eval.reference must be a local file (got 'gs://bucket/new.npz'): store them in a local file",
+    ),
     ([VE, "--images=FOLDER"], "images"),
     ([VE, "--mode=stats", "--config.data.name=mnst"], "config.data.name must be one of "),
     ([VE, "--mode=stats", "--config.data.name=mnist"], "config.data.name"),
@@ -345,6 +355,9 @@ TRAINING = [
     ([VE, "--mode=train", "--config.training.weighting=sigm"], "config.training.weighting must be one of "),
     ([VP, "--mode=train", "--config.model.sigma_data=None"], "config.training.weighting must be "),
     ([VE, "--mode=train", "--config.seed=4294967296"], "config.seed must be "),
+    # what only the pictures of samples need is refused before the first step, too
+    ([VE, "--mode=train", "--config.eval.batch_size=0"], "config.eval.batch_size must be a whole number"),
+    ([VP, "--mode=train", "--config.solver.name=ancestral", "--config.sde.name=subvp"], "sde must be "),
     ([VE, "--mode=train", "--workdir=TEXT"], "--workdir must be a folder"),
     ([VE, "--mode=train", "--workdir=gs://bucket/folder"], "workdir"),
     ([VE, "--mode=train", "--checkpoint=absent"], "checkpoint must be "),
@@ -387,6 +400,10 @@ def place(tmp_path) -> Path:
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "raises.py").write_text("1 / 0\n")
     (tmp_path / "imports.py").write_text("import nowhere\n")
+    (tmp_path / "none.py").write_text("def get_config():\n    pass\n")
+    part = "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'seed': 0})\n"
+    (tmp_path / "part.py").write_text(part)
+    (tmp_path / "argument.py").write_text("def get_config(path):\n    return path\n")
     (tmp_path / "text.txt").write_text("somebody's own")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.md").write_text("somebody's own")
@@ -395,6 +412,7 @@ def place(tmp_path) -> Path:
 
 
 NAMES = {"SYNTAX": "syntax.py", "EMPTY": "empty.py", "RAISES": "raises.py", "IMPORTS": "imports.py"}
+NAMES |= {"NONE": "none.py", "PART": "part.py", "ARGUMENT": "argument.py"}
 NAMES |= {"FOLDER": "folder", "TEXT": "text.txt"}
 
 

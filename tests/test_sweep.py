@@ -110,6 +110,16 @@ def test_a_killed_sweep_goes_on_and_does_nothing_twice(tmp_path, measurement, mo
             r"config.solver.eps_rel must be None with config.solver.na",
         ),
         (["eval.batch_size=8,16"], r"--sweep cell must be one with samples of its own; .*batch_size=16"),
+        # settings that would be the same for all cells, whatever the table said
+        (
+            ["solver.num_steps=4 eval.compared=8"],
+            r"--sweep key must be .* \(got 'eval.compared'\): set it for",
+        ),
+        (
+            ["solver.num_steps=4 data.name=mine"],
+            r"--sweep key must be .* \(got 'data.name'\): set it for all",
+        ),
+        (["solver.num_steps=4 training.num_steps=9"], r"--sweep key must be .*'training.num_steps'"),
         (["model.checkpoint=absent"], r"checkpoint must .*'absent'"),
         (["sde.name=subvp solver.name=ancestral"], r"sde"),
     ],

@@ -64,7 +64,7 @@ def train(
 
     Raises:
         ValueError: for a setting out of range, a checkpoint that does not fit, or a workdir that holds
-            another training.
+            another training, or one on other images.
         FloatingPointError: when the loss is no longer finite; the last checkpoint is from before that.
         OSError: when a file cannot be written; what was saved before stays intact.
     """
@@ -76,11 +76,13 @@ def train(
     network = models.build(config)
     step_fn = make_step(config, network, sde)
     params, origin = _first_params(config, network, checkpoint)
-    settings.claim(workdir, config, checkpoint_sha256=origin.get("checkpoint_sha256"))
+    content = datasets.fingerprint(config.data)
+    settings.claim(workdir, config, checkpoint_sha256=origin.get("checkpoint_sha256"), images_sha256=content)
 
     state, loss = _newest_state(config, params, workdir)
     final, num_steps = workdir / "checkpoint", config.training.num_steps
-    if int(state.step) == num_steps and final.exists():
+    # what is there may be of fewer steps: a longer training that was killed before it replaced it
+    if int(state.step) == num_steps and final.exists() and checkpoints.stated(final)["step"] == num_steps:
         return final
     require_writable(workdir, size=sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     command = command or shlex.join([Path(sys.executable).name, *sys.argv])

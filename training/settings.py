@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from configs import keys
 from evaluation.store import workdir as workdirs
+from evaluation.store.files import read_file
 from sde_lib.checks import require, require_count, require_seed, require_shared
+
+FILE = "training.json"  # of a workdir, whose training it identifies
 
 
 def check(config: Any, *, devices: int) -> None:
@@ -53,13 +57,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None) -> None:
+def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None, images_sha256: str | None) -> None:
     """Claims a workdir for this config's training, by the keys that decide what a training step does.
 
     Args:
         workdir: created if it does not exist.
         config: the whole config.
         checkpoint_sha256: of the weights that the training starts from, or None for random ones.
+        images_sha256: fingerprint of the images. A training of an earlier version does not state it, and
+            goes on with any.
 
     Raises:
         ValueError: for a workdir that holds another training, naming the keys that differ.
@@ -68,5 +74,8 @@ def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None) -> None:
     identity = keys.identity(config, keys.TRAINING)
     if checkpoint_sha256 is not None:
         identity["checkpoint_sha256"] = checkpoint_sha256
+    stored = read_file(epath.Path(workdir) / FILE)
+    if stored is None or b'"images_sha256"' in stored:
+        identity["images_sha256"] = images_sha256
     writes = ("checkpoint", "checkpoints", "tensorboard", "snapshots")
-    workdirs.claim(workdir, identity, file="training.json", holds="a training", writes=writes)
+    workdirs.claim(workdir, identity, file=FILE, holds="a training", writes=writes)

@@ -155,6 +155,8 @@ def store(
     source = Source.of(network, **described)
     if given is None and (stored := _stored(source, network)) is not None:
         return stored
+    fix = "store them in a local file, and copy that to the store"
+    require("://" not in (given or ""), "reference", given, "a local file", fix)
     path = _cached(source) if given is None else Path(given).expanduser()
     if given is not None and path.exists():
         moments = load(path, network)

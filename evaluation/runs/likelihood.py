@@ -122,6 +122,7 @@ def measure(
         "devices": results.devices(),
         "versions": results.versions(),
         "config": run.name,
+        **results.compared_with(run.config),
         **{key: value for key, value in identity.items() if key.startswith("likelihood.")},
         **run.weights,
     }

@@ -44,9 +44,13 @@ class Given:
 
     @property
     def name(self) -> str:
-        """The config's name, such as "ve/digits_adaptive"."""
-        path = Path(self.config_path or "")
-        return f"{path.parent.name}/{path.stem}"
+        """The config's name: its folder and its file, or the file alone where its path has no folder.
+
+        Example:
+            >>> Given(config=None, config_path="mine.py", workdir=None, checkpoint=None, command="").name
+            'mine'
+        """
+        return "/".join(Path(self.config_path or "").with_suffix("").parts[-2:])
 
     def folder(self, last: str) -> epath.Path:
         """The workdir, by default runs/CONFIG-``last``; refused before any work if it cannot be a folder."""

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
+import configs
 from configs import keys
 from evaluation.store.files import add_lines, read_file
 from sde_lib.checks import require
@@ -32,6 +33,9 @@ FIX = "delete that line if an interruption tore it, or move the file away if it 
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+# Of what the figures are made besides the samples: a result states those that its config sets
+COMPARED = ("data.path", "data.split", "data.crop", "data.resize", "eval.reference", "eval.inception_weights")
 
 # Keys of the group solver that are not settings of the solver made from it
 _NAMES = ("solver.name", "solver.denoise")
@@ -157,6 +161,12 @@ def find(
         if wanted.items() <= result.items() and all(key in result for key in having):
             return result
     return None
+
+
+def compared_with(config: Any) -> dict[str, Any]:
+    """The keys of ``COMPARED`` that the config sets."""
+    values = configs.flat(config)
+    return {key: values[key] for key in COMPARED if values[key] is not None}
 
 
 def main_setting(settings: Mapping[str, Any]) -> str | None:

@@ -90,12 +90,11 @@ def _never_called(x: Any, t: Any, condition: Any) -> Any:
     raise NotImplementedError
 
 
-def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
-    """Checks a config and finds its checkpoint.
+def check(config: Any) -> tuple[sde_lib.SDE, solvers.Solver]:
+    """The config's process and solver, after all checks of its sampling that need no network.
 
     Raises:
-        ValueError: for a setting out of range, a solver that does not serve the process, or an absent
-            checkpoint.
+        ValueError: for a setting out of range, or a solver that does not serve the process.
     """
     sde = sde_lib.from_config(config.sde)
     solver = solvers.from_config(config.solver, config.solver_defaults)
@@ -109,6 +108,16 @@ def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
     shape = configs.image_shape(config.data)
     # a solver refuses a process that it does not serve; here no numbers are computed
     jax.eval_shape(lambda key: solver.init(sde, key, shape, jnp.float32), jax.random.key(0))
+    return sde, solver
+
+
+def prepare(config: Any, *, name: str, checkpoint: str | None = None) -> Run:
+    """Checks a config and finds its checkpoint.
+
+    Raises:
+        ValueError: as ``check``, and for an absent checkpoint.
+    """
+    sde, solver = check(config)
     network = models.build(config)
     given = checkpoint or config.model.checkpoint
     require(
@@ -231,6 +240,8 @@ def _measure(
     )
     stated = ("solver.", "guidance.", "eval.classes", "eval.rounding")
     chosen = {key: value for key, value in run.identity.items() if key.startswith(stated)}
+    if measurement is not None:
+        chosen |= results.compared_with(run.config)
     if run.evaluations_per_call > 1:
         chosen["score_calls_mean"] = measured["nfe_mean"] / run.evaluations_per_call
     first = next(store.shards(min(PICTURED, settings.num_samples)))
@@ -329,9 +340,12 @@ def fill(
 
 
 def snapshot(config: Any, *, name: str, folder: epath.PathLike) -> Callable[[int, ScoreFn], None]:
-    """A function of (step, score_fn) for training to call: it draws samples with the config's solver."""
-    sde = sde_lib.from_config(config.sde)
-    solver = solvers.from_config(config.solver, config.solver_defaults)
+    """A function of (step, score_fn) for training to call: it draws samples with the config's solver.
+
+    Raises:
+        ValueError: as ``check``, so that no sampling is refused after hours of training.
+    """
+    sde, solver = check(config)
     num_classes = config.model.num_classes
     classes = jnp.arange(PICTURED) % num_classes if num_classes else None
 

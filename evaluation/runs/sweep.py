@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 import configs
+from configs import keys
 from evaluation.metrics.measurement import Measurement
 from evaluation.runs import results, tables
 from evaluation.runs.run import Run, prepare, sample_and_evaluate
@@ -24,6 +25,11 @@ from solvers import progress
 
 EXAMPLE = '--sweep="solver.name=adaptive solver.eps_rel=0.02,0.05 seed=0,1,2"'
 WORDS = {"true": True, "false": False}
+# keys that act in a cell although they do not decide the samples by their value
+ACTING = (
+    *("solver_defaults.", "model.checkpoint", "model.mismatch_allowed"),
+    *("eval.num_samples", "eval.batch_size", "eval.shard_size"),
+)
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
@@ -109,10 +115,15 @@ def cells_of(product: str, config: Any) -> Iterator[Cell]:
 
 def _kind(key: str, config: Any) -> type:
     """The type of a config's field."""
-    keys = list(configs.flat(config))
-    near = difflib.get_close_matches(key, keys, n=1)
+    known = list(configs.flat(config))
+    near = difflib.get_close_matches(key, known, n=1)
     fix = f"did you mean {near[0]!r}?" if near else "choose one of configs/base.py"
-    require(key in keys, "--sweep key", key, "a field of the config", fix)
+    require(key in keys.DECIDES, "--sweep key", key, "a field of the config", fix)
+    # What all cells are compared with is measured once, and the rest decides nothing that a cell makes.
+    acts = keys.SAMPLES in keys.DECIDES[key] and not key.startswith("data.")
+    allowed = "a key that decides the samples of a cell, or how they are drawn"
+    fix = f"set it for all cells with --config.{key}=VALUE"
+    require(acts or key.startswith(ACTING), "--sweep key", key, allowed, fix)
     group, _, field = key.rpartition(".")
     kind = (config[group] if group else config).get_type(field)
     require(

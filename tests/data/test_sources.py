@@ -7,10 +7,12 @@ import io
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +174,28 @@ def test_a_colour_table_is_rgb_and_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(random_images(1)[0]).quantize(5).save(tmp_path / "table.png")
     assert datasets.load(_data(tmp_path)).shape == (1, 8, 8, 3)
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"mode of .*deep.png must be 8-bit .* \(got 'I;16'\)"):
+    with pytest.raises(
+        ValueError, match=r"mode of .*deep.png must be 8-bit .* \(got 'I;16 of more than 8 bits"
+    ):
         datasets.load(_data(tmp_path))
+    deep = b"P6 8 8 65535 " + bytes(2 * 8 * 8 * 3)  # colours, of which Pillow drops the last 8 bits
+    with pytest.raises(ValueError, match=r"mode of deep must be 8-bit .* \(got 'RGB of more than 8 bits"):
+        sources.decode(deep, "deep")
+    with pytest.raises(ValueError, match=r"mode of deep must be 8-bit .* \(got 'RGB of more than 8 bits"):
+        sources.decode(_deep_png(), "deep")
+    assert sources.decode(b"P6 8 8 15 " + bytes(8 * 8 * 3), "shallow").shape == (8, 8, 3)
+
+
+def _deep_png() -> bytes:
+    """A black RGB image of 8x8 pixels and 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header, rows = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), bytes(8 * (1 + 8 * 6))
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def _broken(content):

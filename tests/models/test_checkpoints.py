@@ -133,8 +133,15 @@ def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path
     assert checkpoints.provenance(path)["source_sha256"] == metadata["source_sha256"]
     assert checkpoints.provenance(path)["checkpoint_sha256"] == checkpoints.checkpoint_sha256(path)
     assert not [f for f in path.rglob("*") if f.is_file() and str(tmp_path).encode() in f.read_bytes()]
+    before = checkpoints.checkpoint_sha256(path)
+    (path / ".DS_Store").write_text("a file manager's")
+    assert checkpoints.checkpoint_sha256(path) == before
     with pytest.raises(ValueError, match=r"checkpoint to write must be a path where nothing exists"):
         models.convert(paths[kind], path, config)
+    with pytest.raises(
+        ValueError, match=r"checkpoint to write must be a local folder \(got 'gs://bucket/new'"
+    ):
+        models.convert(paths[kind], "gs://bucket/new", config)
     with pytest.raises(ValueError, match=r"item 'training_state' for raw weights"):
         restore(path, config, raw=True)
 

@@ -158,6 +158,30 @@ def test_a_training_killed_before_its_last_file_makes_it(tiny, tmp_path):
     shutil.rmtree(tmp_path / "checkpoint")
     _train(tmp_path, config)
     assert metadata.read_text() == before
+    # killed when it went on for longer, and the file is still that of the first steps
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "first")
+    _train(tmp_path, tiny_config(num_steps=6))
+    shutil.rmtree(tmp_path / "checkpoint")
+    (tmp_path / "first").rename(tmp_path / "checkpoint")
+    _train(tmp_path, tiny_config(num_steps=6))
+    assert json.loads(metadata.read_text())["step"] == 6
+
+
+def test_other_images_of_the_same_name_are_refused(tiny, tmp_path):
+    path, workdir = tmp_path / "mine.npz", tmp_path / "training"
+    config = tiny_config(num_steps=1)
+    config.data.update({"name": "mine", "path": str(path)})
+    np.savez(path, images=np.full((4, 8, 8, 1), 128, np.uint8))
+    _train(workdir, config)
+    identity = json.loads((workdir / "training.json").read_text())
+    np.savez(path, images=np.full((4, 8, 8, 1), 64, np.uint8))
+    config.training.num_steps = 2
+    with pytest.raises(ValueError, match=r"set back images_sha256 = '[0-9a-f]{64}' \(there '[0-9a-f]{64}'\)"):
+        _train(workdir, config)
+    # a training of an earlier version does not say what its images were
+    del identity["images_sha256"]
+    (workdir / "training.json").write_text(json.dumps(identity))
+    _train(workdir, config)
 
 
 def test_fewer_steps_than_were_made_are_refused(tiny, tmp_path):

@@ -48,6 +48,7 @@ def command(result: Mapping[str, Any], identity: Mapping[str, Any]) -> tuple[str
         measured["eval.features"] = str(result["features"]).rpartition(":")[0]
         measured["eval.compared"] = result.get("compared", 0)
         measured["eval.fid_infinity"] = "fid_infinity" in result
+        measured |= {key: result[key] for key in results.COMPARED if key in result}
     settings |= {key: value for key, value in measured.items() if configs.flat(config)[key] != value}
     weights, fill_in = _weights(config, result)
     mode = "" if result.get("features") else "--mode=sample"
@@ -61,11 +62,13 @@ def _of_likelihood(result: Mapping[str, Any], identity: Mapping[str, Any]) -> tu
     name, split, _ = str(result.get("images")).rsplit(":", 2)
     images = []
     weights, fill_in = _weights(config, result)
-    if name != config.data.name:
+    if split == "all":  # which data.datasets.open_samples calls them
         images.append(f"--images={IMAGES}")
         fill_in = "; ".join(filter(None, [fill_in, f"{IMAGES}: the images called {name}"]))
-    elif split != "test":
-        settings["data.split"] = split
+    else:
+        given = {key: result[key] for key in results.COMPARED if key in result} | {"data.split": split}
+        before = configs.flat(config) | {"data.split": "test"}
+        settings |= {key: value for key, value in given.items() if before[key] != value}
     return _line("--mode=likelihood", _file(result), *_flags(settings), *images, *weights), fill_in
 
 

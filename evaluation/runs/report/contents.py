@@ -70,6 +70,8 @@ class Cell:
         """What it is of, its seed aside: settings of the config, and what it was measured by."""
         found = {key: value for key, value in again.settings_of(self.identity) if key != "seed"}
         made_by = ("config", "checkpoint", "images", "features", "reference", "compared")
+        # a name stays when the files behind it change
+        made_by += ("images_sha256", "reference_content", "compared_content")
         return {**found, **{key: self.result.get(key) for key in made_by}, "samples": self.count}
 
     @property
@@ -278,13 +280,17 @@ def _kept(folder: epath.Path) -> tuple[Int[np.ndarray, " n"], int]:
 
 
 def rows_of(cells: Iterable[Cell]) -> list[Row]:
-    """Cells that differ in the seed alone together; the rows of a series differ in one number."""
-    grouped: dict[str, list[Cell]] = {}
+    """Cells that differ in the seed alone together; the rows of a series differ in one number.
+
+    Of results in one folder with the same seed too, which measured the same once more, the last is taken.
+    """
+    grouped: dict[str, dict[tuple[str, str], Cell]] = {}
     for cell in cells:
-        grouped.setdefault(json.dumps(cell.settings, sort_keys=True), []).append(cell)
+        key = str(cell.identity.get("seed")).zfill(10), cell.folder
+        grouped.setdefault(json.dumps(cell.settings, sort_keys=True), {})[key] = cell
     families: dict[tuple[str, str], list[list[Cell]]] = {}
-    for group in grouped.values():
-        group.sort(key=lambda cell: str(cell.identity.get("seed")).zfill(10))
+    for by_seed in grouped.values():
+        group = [by_seed[key] for key in sorted(by_seed)]
         made_by = group[0].settings.get("solver.name") or group[0].kind
         families.setdefault((text(group[0].settings["config"] or ""), text(made_by)), []).append(group)
     several = len({config for config, _ in families}) > 1

@@ -204,6 +204,14 @@ def test_results_of_other_numbers_of_samples_stand_beside_each_other(tmp_path):
     assert shown.texts("th", scope="row") == ["adaptive, samples 64", "adaptive, samples 128"]
 
 
+def test_the_command_names_the_data_that_the_samples_were_compared_with(tmp_path):
+    given: Any = {"data.path": "my digits", "data.split": "test", "eval.reference": "mine.npz"}
+    make_cell(tmp_path, **given)
+    flags = [f"--config.{key}={value}" for key, value in given.items()]
+    commands_shown = [shlex.split(text) for text in report(tmp_path).texts("code")]
+    assert any(set(flags) <= set(words) for words in commands_shown)
+
+
 def test_images_from_another_source_and_likelihoods_have_reports(tmp_path):
     (tmp_path / "images").mkdir()
     line = {
@@ -407,6 +415,14 @@ def test_failed_samples_and_cells_without_a_place_in_the_plot_are_said(sweep):
     caption = next(text for text in shown.texts("p", **{"class": "caption"}) if "cheaper" in text)
     assert caption.endswith("Results without a FID and evaluations above zero have no place here: 2.")
     assert "3" in shown.texts("td")
+
+
+def test_a_result_measured_again_is_no_second_seed(tmp_path):
+    make_cell(tmp_path, fid=3.0)
+    make_cell(tmp_path, fid=2.5, fid_infinity=2.0)
+    make_cell(tmp_path, fid=9.0, reference_content="other images of the same name")
+    rows = contents.rows_of(contents.read(epath.Path(tmp_path)).own)
+    assert sorted((row.mean("fid"), len(row.cells)) for row in rows) == [(2.5, 1), (9.0, 1)]
 
 
 def test_a_torn_last_line_is_left_out_and_said(tmp_path):
