@@ -5,11 +5,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "conditional.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_examples_run_as_written():
     """They make assertions of their own."""
     assert len(EXAMPLES) >= 5

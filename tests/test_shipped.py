@@ -20,7 +20,7 @@ def nowhere(tmp_path, monkeypatch):
 def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowhere, tmp_path):
     config = configs.load(name)
     config.eval.update({"num_samples": 40, "batch_size": 40})
-    config.solver.eps_rel = 0.5
+    config.solver.update({"name": "adaptive_exponential", "num_evaluations": 10})
     prepared = run.prepare(config, name=name)
     files = [file for file in prepared.checkpoint.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in files) < 6e6

@@ -113,7 +113,7 @@ def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_pa
 
 
 def test_dropout_acts_in_training_only():
-    config, x, label = setting({"dropout": 0.5})
+    config, x, label = setting({"dropout": 0.5, "ch_mult": (1,), "attn_resolutions": ()})
     module, params = models.build(config).module, {"params": tiny.params(config)}
     apply = jax.jit(module.apply, static_argnames="train")
     still = apply(params, x, label)

@@ -29,7 +29,10 @@ def draw(sde_name="vp", solver=None, score_fn=None, **settings):
     return sample(score_fn or Gaussian().score_fn(sde), sde, solver or ADAPTIVE[sde_name], **settings)
 
 
-@pytest.fixture(scope="module", params=SDES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name == "ve" else pytest.mark.slow) for name in SDES],
+)
 def batches(request):
     """The same samples, drawn with three batch sizes."""
     return {size: draw(request.param, batch_size=size) for size in (1, 7, 64)}
