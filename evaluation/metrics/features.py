@@ -166,10 +166,13 @@ def load_features(
             no notice of it.
 
     Raises:
-        ValueError: for an unknown name, for weights of another network, or for a function that is not there
-            or does not give features.
+        ValueError: for an unknown name, for weights of another network, or that the features do not use, or
+            for a function that is not there or does not give features.
         FileNotFoundError: for absent weights, saying where to get them.
     """
+    used = inception_weights is None or features in inception.FEATURES
+    fix = f"leave it out, or set features to one of {', '.join(inception.FEATURES)}"
+    require(used, "inception_weights", inception_weights, f"None with the features {features!r}", fix)
     if ":" in features:
         return _own(features, image_shape)
     require_choice("features", features, (*NAMES, own_features.FORM))

@@ -64,12 +64,15 @@ def compute(pieces: Pieces, network: FeatureNetwork, **described: Any) -> Moment
 
     Raises:
         ValueError: for fewer than two images, images that the network does not take, or features that are
-            not finite.
+            not finite, or the same for all of them.
     """
     source = Source.of(network, **described)
     moments = reduce(Moments.merge, (Moments.of(network(images)[0], source) for images in pieces))
     count, name = moments.count or 0, f"number of images in {source.data!r}"
     require(count >= 2, name, count, "at least 2 for a covariance", "use more images")
+    varies, allowed = bool(np.trace(moments.scatter) > 0), "different for some images of the reference"
+    fix = "correct the function of the features, or take other images"
+    require(varies, f"features of {source.data!r}", "the same for all", allowed, fix)
     return moments
 
 

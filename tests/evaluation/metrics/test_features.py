@@ -89,6 +89,13 @@ def test_unknown_networks_are_refused():
         features.load_features("digit")
 
 
+def test_weights_that_the_features_do_not_use_are_refused():
+    with pytest.raises(
+        ValueError, match=r"inception_weights must be None with the features 'digits' .got 'a'"
+    ):
+        features.load_features("digits", "a")
+
+
 @pytest.mark.parametrize("name", classifier.CLASSIFIERS)
 def test_every_classifier_is_a_feature_network(name):
     network = features.load_features(name)

@@ -503,3 +503,16 @@ def test_fewer_images_than_splits_are_refused(images, digits, tmp_path):
     measurement = Measurement(network=NETWORK, reference=reference.find(NETWORK, **digits[0]))
     with pytest.raises(ValueError, match=r"num_samples must be at least 10: .*got 9"):
         evaluate_images(iter([images[:9]]), path="few", count=9, measurement=measurement, workdir=tmp_path)
+
+
+def test_features_that_do_not_vary_are_refused(images):
+    """Samples with the same features would have an FID of 0, whatever they are."""
+    alike = dataclasses.replace(NETWORK, forward=compiled(Partial(_ones)))
+    with pytest.raises(
+        ValueError, match=r"features of 'digits' must be different for some .*correct the func"
+    ):
+        reference.compute([images[:5], images[5:8]], alike, data="digits", split="first 8")
+
+
+def _ones(images):
+    return 0.1 * jnp.ones((len(images), 6)), jnp.ones((len(images), 3))
