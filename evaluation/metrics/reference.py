@@ -33,6 +33,7 @@ from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import Moments, Source, load_moments, require_comparable, save_moments
 from evaluation.store.files import cache_folder, make_folder
 from sde_lib.checks import refusal, require
+from solvers import progress
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "reference"
 
@@ -54,12 +55,15 @@ def file_name(source: Source) -> str:
     return f"{words}_{hashlib.sha256(whole.encode()).hexdigest()[:16]}.npz"
 
 
-def compute(pieces: Pieces, network: FeatureNetwork, **described: Any) -> Moments:
+def compute(
+    pieces: Pieces, network: FeatureNetwork, *, num_images: int | None = None, **described: Any
+) -> Moments:
     """Statistics of the network's features of a data set that comes in pieces.
 
     Args:
         pieces: the images.
         network: computes their features.
+        num_images: how many there are, for the progress bar.
         described: identifies the images, as by ``data.datasets.describe``.
 
     Raises:
@@ -67,7 +71,9 @@ def compute(pieces: Pieces, network: FeatureNetwork, **described: Any) -> Moment
             not finite, or the same for all of them.
     """
     source = Source.of(network, **described)
-    moments = reduce(Moments.merge, (Moments.of(network(images)[0], source) for images in pieces))
+    with progress.bar(total=num_images, unit="image", desc="reference") as bar:
+        features = (network(images, after_batch=bar.update)[0] for images in pieces)
+        moments = reduce(Moments.merge, (Moments.of(part, source) for part in features))
     count, name = moments.count or 0, f"number of images in {source.data!r}"
     require(count >= 2, name, count, "at least 2 for a covariance", "use more images")
     varies, allowed = bool(np.trace(moments.scatter) > 0), "different for some images of the reference"
@@ -84,19 +90,20 @@ def first_features(pieces: Pieces, network: FeatureNetwork, *, count: int) -> Fl
     """
     features = np.empty((count, network.num_features), np.float32)
     filled = 0
-    for images in pieces:
-        part = network(images[: count - filled])[0]
-        features[filled : filled + len(part)] = part
-        filled += len(part)
-        if filled == count:
-            break
+    with progress.bar(total=count, unit="image", desc="compared") as bar:
+        for images in pieces:
+            part = network(images[: count - filled], after_batch=bar.update)[0]
+            features[filled : filled + len(part)] = part
+            filled += len(part)
+            if filled == count:
+                break
     fix = f"set compared to {filled} or less, or to 0"
     require(filled == count, "compared", count, f"at most {filled}, the number of images in the data", fix)
     return features
 
 
 def find(
-    network: FeatureNetwork, *, given: str | None, pieces: Callable[[], Pieces], **described: Any
+    network: FeatureNetwork, *, given: str | None, opened: Callable[[], tuple[Pieces, int]], **described: Any
 ) -> Moments:
     """The reference statistics: from the given file, or else stored ones, or else computed and stored.
 
@@ -106,7 +113,7 @@ def find(
     Args:
         network: the statistics are of its features.
         given: the path of a file of statistics, or None.
-        pieces: opens the images.
+        opened: opens the images, and says how many there are.
         described: identifies the images, as by ``data.datasets.describe``.
 
     Raises:
@@ -122,13 +129,13 @@ def find(
     if (stored := _stored(source, network)) is not None:
         return stored[1]
     try:
-        images = pieces()
+        pieces, num_images = opened()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}. FID needs these images or their statistics: set reference to a file of statistics, or "
             "sample without measuring FID"
         ) from None
-    moments = compute(images, network, **described)
+    moments = compute(pieces, network, num_images=num_images, **described)
     try:
         _write(_cached(source), moments)
     except OSError as error:
@@ -137,14 +144,14 @@ def find(
 
 
 def store(
-    network: FeatureNetwork, *, given: str | None, pieces: Callable[[], Pieces], **described: Any
+    network: FeatureNetwork, *, given: str | None, opened: Callable[[], tuple[Pieces, int]], **described: Any
 ) -> tuple[Path, Moments]:
     """Computes the statistics of a data set and stores them, unless they are stored already.
 
     Args:
         network: the statistics are of its features.
         given: the path of the file to write; None for one in the cache folder, where ``find`` looks.
-        pieces: opens the images.
+        opened: opens the images, and says how many there are.
         described: identifies the images, as by ``data.datasets.describe``.
 
     Returns:
@@ -169,10 +176,10 @@ def store(
         fix = f"choose another file, or remove this one, which has {differing}"
         require(not differing, "reference", given, allowed, fix)
         return path, moments
-    images = pieces()
+    pieces, num_images = opened()
     with _another_file_suggested():
         _require_writable(path)  # better now than after an hour of features
-    moments = compute(images, network, **described)
+    moments = compute(pieces, network, num_images=num_images, **described)
     with _another_file_suggested():
         _write(path, moments)
     return path, moments

@@ -14,7 +14,7 @@ from evaluation.metrics import figures
 from evaluation.metrics.measurement import Measurement
 from evaluation.runs import results
 from evaluation.store.samples import Samples
-from solvers import Status
+from solvers import Status, progress
 
 # Figures of the sampling, which nobody knows of such images
 OF_THE_SAMPLING = ("nfe_mean", "nfe_interval", "nfe_max", "nfe_lockstep", "rejected", "failed")
@@ -64,9 +64,15 @@ def evaluate_images(
             )
             start += len(images)
 
-    measured = figures.evaluate(
-        shards(), num_samples=count, batch_size=1, evaluations_per_step=1, measurement=measurement
-    )
+    with progress.bar(total=count, unit="image", desc="features") as bar:
+        measured = figures.evaluate(
+            shards(),
+            num_samples=count,
+            batch_size=1,
+            evaluations_per_step=1,
+            measurement=measurement,
+            features_of=lambda samples: measurement.network(samples.images, after_batch=bar.update),
+        )
     measured.update(dict.fromkeys(OF_THE_SAMPLING))
     result = results.Result.of(
         measured,

@@ -57,7 +57,7 @@ def from_config(config: Any, *, num_samples: int | None = None) -> Measurement:
         measurement.check(count, configs.image_shape(config.data), num_images)
     with _keys_named(config):
         statistics = reference.find(
-            network, given=settings.reference, pieces=lambda: _pieces(config), **described
+            network, given=settings.reference, opened=lambda: _opened(config), **described
         )
     return dataclasses.replace(measurement, reference=statistics)
 
@@ -69,7 +69,7 @@ def store_statistics(config: Any) -> tuple[Path, Moments, FeatureNetwork]:
     with _keys_named(config, hints={}):
         network = _network(config)
         path, statistics = reference.store(
-            network, given=settings.reference, pieces=lambda: _pieces(config), **described
+            network, given=settings.reference, opened=lambda: _opened(config), **described
         )
     return path, statistics, network
 
@@ -79,8 +79,9 @@ def _network(config: Any) -> FeatureNetwork:
     return load_features(settings.features, settings.inception_weights, image_shape=shape)
 
 
-def _pieces(config: Any) -> Iterator[np.ndarray]:
-    return datasets.pieces(datasets.open_images(config.data))
+def _opened(config: Any) -> tuple[Iterator[np.ndarray], int]:
+    images = datasets.open_images(config.data)
+    return datasets.pieces(images), images.count
 
 
 # What the command line offers where a key is refused

@@ -54,13 +54,13 @@ def digits(images, tmp_path, monkeypatch):
     """Arguments of ``find`` and ``store`` for the digits, and a list that grows when they are opened."""
     monkeypatch.setattr(reference, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    opened = []
+    times = []
 
-    def pieces():
-        opened.append(1)
-        return iter([images[:1000], images[1000:]])
+    def opened():
+        times.append(1)
+        return iter([images[:1000], images[1000:]]), len(images)
 
-    return {"given": None, "pieces": pieces, **DESCRIBED}, opened
+    return {"given": None, "opened": opened, **DESCRIBED}, times
 
 
 def _same(first: Moments, second: Moments) -> None:
@@ -162,7 +162,7 @@ def test_where_the_images_are_absent_the_shipped_moments_are_taken(digits):
     def absent():
         raise FileNotFoundError("there is no such data set")
 
-    nothing = known | {"content": None, "pieces": absent}
+    nothing = known | {"content": None, "opened": absent}
     path, stored = reference.store(NETWORK, **known)
     with pytest.raises(FileNotFoundError, match="FID needs these images"):
         reference.find(NETWORK, **nothing)
@@ -283,7 +283,7 @@ def test_files_of_earlier_versions_are_refused(digits, tmp_path):
 
 @pytest.mark.parametrize("use", [reference.find, reference.store])
 def test_moments_of_one_image_are_refused_and_not_stored(use, images, digits, tmp_path):
-    known = digits[0] | {"pieces": lambda: iter([images[:1]])}
+    known = digits[0] | {"opened": lambda: (iter([images[:1]]), 1)}
     with pytest.raises(ValueError, match=r"number of images in 'digits' must be at least 2 .* \(got 1\)"):
         use(NETWORK, **known)
     assert not list(tmp_path.glob("**/*.npz"))
@@ -444,7 +444,7 @@ def test_images_that_are_absent_are_named_with_both_ways_out(digits):
 
     message = "run tfds build. FID needs these images or their statistics: set reference"
     with pytest.raises(FileNotFoundError, match=message):
-        reference.find(NETWORK, **digits[0] | {"pieces": absent, "content": None})
+        reference.find(NETWORK, **digits[0] | {"opened": absent, "content": None})
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_features(digits, tmp_path):
@@ -457,7 +457,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_features(digits, tm
 
     message = "cannot write .*moments.npz: .*, or set reference to another file"
     with pytest.raises(OSError, match=message):
-        reference.store(NETWORK, **known | {"pieces": never})
+        reference.store(NETWORK, **known | {"opened": lambda: (never(), 60)})
 
 
 def test_a_full_disk_leaves_nothing_behind(digits, monkeypatch, tmp_path):
@@ -485,12 +485,17 @@ def test_images_are_not_measured_into_results_of_somebody_else(tmp_path):
     assert (tmp_path / "results.jsonl").read_text() == '{"epoch": 1}'
 
 
-def test_figures_of_images_are_added_to_the_results(images, digits, tmp_path):
+def test_figures_of_images_are_added_to_the_results(images, digits, tmp_path, capsys):
     moments = reference.find(NETWORK, **digits[0])
     measured = {"measurement": Measurement(network=NETWORK, reference=moments), "workdir": tmp_path}
     pieces = [images[:40], images[40:60]]
     result = evaluate_images(iter(pieces), path="elsewhere.zip", count=60, **measured)
     assert json.loads((tmp_path / "results.jsonl").read_text()) == result
+    bars = [line.split("[")[0] for line in capsys.readouterr().err.splitlines() if "100%" in line]
+    assert [bar.replace("█", "") for bar in bars] == [
+        "reference: 100%|| 1797/1797 ",
+        "features: 100%|| 60/60 ",
+    ]
     part = reference.compute(pieces, NETWORK, data="part", split="first 60")
     assert result["fid"] == fid(part, moments)
     assert (result["num_samples"], result["images"], result["nfe_mean"]) == (60, "elsewhere.zip", None)
