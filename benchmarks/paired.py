@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
-from tqdm import tqdm
 
 import configs
 from benchmarks.report import machine, write_json
@@ -32,6 +31,7 @@ from evaluation.runs.tables import markdown
 from evaluation.store.archives import unpack
 from evaluation.store.samples import SampleStore, joined
 from sde_lib.checks import require
+from solvers import progress
 
 Values = Float64[np.ndarray, " r"]  # of the replicates, or of the splits
 
@@ -57,7 +57,8 @@ def main() -> None:
     config.eval.features = given.features or config.eval.features
     size = min(run["num_samples"] for run in runs)
     measured = measurement.from_config(config)
-    both = zip(given.workdirs, tqdm(runs, unit="run"), strict=True)
+    shown = progress.bar(iterable=runs, unit="run")
+    both = zip(given.workdirs, shown, strict=True)
     found = [figures_of(folder, run, size, measured) for folder, run in both]
 
     names = names_of(given.workdirs, runs)
@@ -129,7 +130,7 @@ def figures_of(folder: Path, run: dict[str, Any], size: int, measured: Measureme
     weights = bootstrap.weights(samples.sample_ids)
     every = np.ones(len(samples))
     reference = measured.reference
-    distances = [distance(features, counts, reference) for counts in tqdm(weights.T, leave=False)]
+    distances = [distance(features, counts, reference) for counts in weights.T]
     found = {"FID": Figure(value=distance(features, every, reference), parts=np.array(distances))}
     if measured.network.num_classes:
         score = InceptionScore(num_samples=size, num_classes=logits.shape[1])

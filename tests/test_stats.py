@@ -1,6 +1,7 @@
 """--mode=stats and --images as users run them."""
 
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_absent_images_are_no_obstacle_where_a_file_has_their_statistics(tmp_pat
     for name in ("mnist", "the data of another machine"):
         config.data.name = name
         network = load_features("digits")
-        described = datasets.describe(config.data) | {"content": "5eed"}
+        described: dict[str, Any] = datasets.describe(config.data) | {"content": "5eed"}
         digits = datasets.load(get_config().data)
         save_moments(tmp_path / "file.npz", compute([digits], network, **described))
         config.eval.reference = f"{tmp_path}/file.npz"
