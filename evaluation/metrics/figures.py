@@ -6,6 +6,7 @@ interrupted: features are computed in the same batches, and sums are taken in th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -161,9 +162,14 @@ class _Accuracy:
 
 
 class _Score:
-    """The Inception Score and its interval."""
+    """The Inception Score and its interval; neither where the logits are equal for all classes.
+
+    Such logits are those of weights without their last layer, and would give a score of 1 to any samples.
+    """
 
     def __init__(self, num_samples: int, measurement: Measurement):
+        self._network = measurement.network.name
+        self._says_a_class = False
         splits = measurement.splits
         self._has_interval = measurement.replicates > 0 and splits > 1 and num_samples >= FEWEST * splits
         self._score = InceptionScore(
@@ -171,9 +177,14 @@ class _Score:
         )
 
     def add(self, samples: Samples, features: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> None:
+        self._says_a_class |= bool((logits.max(axis=1) > logits.min(axis=1)).any())
         self._score.add(logits)
 
     def figures(self) -> dict[str, Any]:
+        if not self._says_a_class:
+            reason = "its logits are equal for all classes; are its weights complete?"
+            warnings.warn(f"no Inception Score by {self._network!r}: {reason}", stacklevel=2)
+            return {}
         mean, std = self._score.result()
         figures: dict[str, Any] = {"is_mean": mean, "is_std": std}
         if self._has_interval:

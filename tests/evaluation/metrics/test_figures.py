@@ -66,6 +66,24 @@ def test_figures_are_those_of_all_samples_at_once(network):
     }
 
 
+def test_logits_that_say_nothing_give_no_score(network):
+    """Those of weights without the last layer: all images would have a score of 1."""
+
+    def forward(images):
+        features, logits = network.forward(images)
+        return features, 0 * logits
+
+    images, _ = classifiers.labelled_digits()
+    reference = statistics(network, images[300:], "the others")
+    truncated = dataclasses.replace(network, forward=forward)
+    with pytest.warns(
+        UserWarning, match="no Inception Score by 'digits': its logits are equal for all classes"
+    ):
+        found = figures([some_digits(np.arange(300))], truncated, reference, replicates=2)
+    assert found["is_mean"] is found["is_std"] is found["is_interval"] is None
+    assert found["fid"] > 0
+
+
 def test_interruptions_do_not_show_in_the_figures(network, tmp_path):
     images, _ = classifiers.labelled_digits()
     reference = statistics(network, images)
