@@ -56,7 +56,14 @@ from sde_lib import SDE, denoise
 from sde_lib.checks import is_known, require, require_count, require_number, require_positive
 from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
-from solvers.exponential import Number, divided_differences, moments, newton_moments, newton_products
+from solvers.exponential import (
+    Number,
+    divided_differences,
+    fewer_at_the_end,
+    moments,
+    newton_moments,
+    newton_products,
+)
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
 from solvers.sums import inner_product, root_mean_square, sum_of_squares
@@ -293,7 +300,7 @@ class AdaptiveExponential:
         """
         if self.num_evaluations is None:
             return n
-        return jnp.where(h > LONG, jnp.minimum(n, self.num_evaluations - 1 - n), n)
+        return fewer_at_the_end(n, self.num_evaluations, where=h > LONG)
 
     def _extrapolation(
         self, evaluations: tuple[Evaluation, ...], variance: Number, h: Number, back: Count, eta: Number

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from sde_lib import SDE
 from sde_lib.checks import require_count, require_number
 from solvers.grids import Grid, grid_time
-from solvers.interface import Count, Sample, Time
+from solvers.interface import Count, Flag, Sample, Time
 
 Number = Float[Array, ""]
 
@@ -52,7 +52,12 @@ def steps_back(step: Count, num_steps: int | Count) -> Count:
     (VP, mean log-likelihood of the samples, 50 for true samples), this raised 3M from −121 to 5 with 5 steps
     and from 35 to 48 with ten, and UniPC-3 from 29 to 45 with ten; with fifteen steps it cost 2.
     """
-    return jnp.where(num_steps <= FEW_STEPS, jnp.minimum(step, num_steps - 1 - step), step)
+    return fewer_at_the_end(step, num_steps, where=num_steps <= FEW_STEPS)
+
+
+def fewer_at_the_end(step: Count, num_steps: int | Count, *, where: bool | Flag) -> Count:
+    """All predictions before the newest; under the condition, none in the last step and one before it."""
+    return jnp.where(where, jnp.minimum(step, num_steps - 1 - step), step)
 
 
 def latest_times(

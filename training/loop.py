@@ -20,7 +20,7 @@ from tensorboardX.summary import scalar
 
 import models
 from data import batches, datasets
-from evaluation.store.files import explained, make_folder, require_writable
+from evaluation.store.files import explained, is_local, make_folder, require_writable
 from models import checkpoints
 from sde_lib import ScoreFn, from_config
 from sde_lib.checks import refusal, require
@@ -108,7 +108,7 @@ def train(
 
 def _local_folder(workdir: str | Path) -> Path:
     fix = "train in a local one, and copy the checkpoint to the store"
-    require("://" not in str(workdir), "workdir", str(workdir), "a local folder", fix)
+    require(is_local(workdir), "workdir", str(workdir), "a local folder", fix)
     path = Path(workdir).absolute()
     fix = "choose another path, or remove the file"
     require(not path.is_file(), "workdir", str(path), "a folder, new or existing", fix)

@@ -31,7 +31,7 @@ from jaxtyping import Float32, UInt8
 
 from evaluation.metrics.features import FeatureNetwork
 from evaluation.metrics.fid import Moments, Source, load_moments, require_comparable, save_moments
-from evaluation.store.files import cache_folder, make_folder
+from evaluation.store.files import cache_folder, is_local, make_folder
 from sde_lib.checks import refusal, require
 from solvers import progress
 
@@ -166,7 +166,7 @@ def store(
     if given is None and (stored := _stored(source, network)) is not None:
         return stored
     fix = "store them in a local file, and copy that to the store"
-    require("://" not in (given or ""), "reference", given, "a local file", fix)
+    require(given is None or is_local(given), "reference", given, "a local file", fix)
     path = _cached(source) if given is None else Path(given).expanduser()
     if given is not None and path.exists():
         moments = load(path, network)

@@ -18,7 +18,7 @@ from configs.vp import digits_adaptive as vp
 def test_neither_batch_nor_order_changes_a_networks_samples(make_config):
     """A network is another program at another batch shape, and rounding grows along a sample's path."""
     config = make_config()
-    config.solver.eps_rel = 0.3
+    config.solver.eps_rel = 0.1
     sde, score_fn = sde_lib.from_config(config.sde), models.load_score_fn(config)
 
     def draw(ids, batch_size):
@@ -26,10 +26,10 @@ def test_neither_batch_nor_order_changes_a_networks_samples(make_config):
         settings = {"key": jax.random.key(0), "shape": (8, 8, 1), "batch_size": batch_size}
         return solvers.sample(score_fn, sde, solver, sample_ids=ids, **settings)
 
-    ids = np.arange(32)
-    whole = draw(ids, 32)
+    ids = np.arange(64)
+    whole = draw(ids, 64)
     assert whole.failed == 0
-    some = ids[20:2:-1]
-    part = draw(some, 7)
-    np.testing.assert_allclose(part.x, whole.x[some], atol=1e-4)
-    np.testing.assert_array_equal(part.nfe, whole.nfe[some])
+    for some, size in ((ids[:3], 1), (ids[20:2:-1], 7)):
+        part = draw(some, size)
+        np.testing.assert_allclose(part.x, whole.x[some], atol=1e-4)
+        np.testing.assert_array_equal(part.nfe, whole.nfe[some])
