@@ -1,4 +1,9 @@
-"""Shapes and dtypes in signatures are checked here at run time; compiled programs are kept between runs."""
+"""Shapes and dtypes in signatures are checked here at run time; compiled programs are kept between runs.
+
+Compilation takes most of the tests' time, and half as long without optimization. So modules, and the commands
+that they start, compile without it. The exceptions have ``pytestmark = pytest.mark.optimized``: their subject
+is which programs agree to the bit. With ``-m slow``, everything is optimized.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -26,6 +31,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache folder of the tests' own, also for the commands that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of the programs of a module, and of the processes that it starts."""
+    quick = request.config.option.markexpr == "not slow"
+    unoptimized = quick and request.node.get_closest_marker("optimized") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(unoptimized)))
+        jax.config.update("jax_disable_most_optimizations", unoptimized)
         yield
 
 

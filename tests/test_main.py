@@ -182,7 +182,7 @@ def test_a_model_is_trained_and_sampled_from(tmp_path):
 
 def test_an_interruption_keeps_what_is_finished_and_has_its_own_status(tmp_path):
     few = ["--config.eval.num_samples=512", "--config.eval.batch_size=16", f"--workdir={tmp_path}"]
-    slow = ["--config.solver.name=euler_maruyama", "--config.solver.num_steps=3000"]
+    slow = ["--config.solver.name=euler_maruyama", "--config.solver.num_steps=500"]
     process = subprocess.Popen(
         command(VE, *few, *slow, "--config.eval.shard_size=16"),
         cwd=ROOT,

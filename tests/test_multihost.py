@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.processes import free_port
 from evaluation.store.processes import ALIVE
+from tests import commands
 from tests.test_main import QUICK, ROOT, TIMES, VE, command, results
 
 NUM_SAMPLES = 52  # the last of 7 shards is half full
@@ -127,9 +128,9 @@ def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path):
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, message, tmp_path):
-    log = tmp_path / "log"
-    (said,) = finish((start(VE, *arguments, f"--workdir={tmp_path}/run", log=log), log), status=2)
-    assert message in said.splitlines()[-1]
+    refused = commands.main(VE, *arguments, f"--workdir={tmp_path}/run")
+    assert refused.returncode == 2
+    assert message in refused.stderr.splitlines()[-1]
 
 
 def test_two_configs_in_one_workdir_are_refused_by_every_process(alone, tmp_path):

@@ -16,7 +16,9 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_data_sets"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "mnist" in name else ()) for name in CONFIGS]
+)
 def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowhere, tmp_path):
     config = configs.load(name)
     config.eval.update({"num_samples": 40, "batch_size": 40})

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.paths import (
     DEVIATION,
@@ -63,6 +64,7 @@ def test_a_lost_mode_is_marked_and_makes_no_nan():
     assert len(REPEATS) == 4
 
 
+@pytest.mark.slow
 def test_the_solvers_draw_the_mixture_from_the_flow_and_the_table():
     """Fewer samples and two processes of the table in docs/models.md."""
     figures = measure(512, ["flow", "table"])

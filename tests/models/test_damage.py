@@ -16,7 +16,7 @@ import models
 from tests.models import edm_files, tiny
 
 KINDS = ("jax", "torch", "legacy", "edm")
-FEW, MANY = 100, 3000  # examples for each kind
+FEW, MANY = 40, 3000  # examples for each kind
 
 
 @dataclasses.dataclass(repr=False)  # hypothesis would print all weights

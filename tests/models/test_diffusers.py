@@ -150,7 +150,10 @@ SAMPLERS: dict[str, tuple[Any, float | None, range]] = {
 }
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=pytest.mark.slow if name == "ddim trailing" else ()) for name in SAMPLERS],
+)
 def test_every_step_is_that_of_diffusers(case, sampler):
     """Steps from the same x, and the whole trajectory of both from the same beginning and noise."""
     solver, eta, indices = SAMPLERS[sampler]

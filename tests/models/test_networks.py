@@ -89,7 +89,19 @@ def relative(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Each of their options has its value in another case too
+SLOW = {
+    "ddpm without convolutions",
+    "residual, plain",
+    "patches",
+    "ddpm, rectangles",
+    "fourier without its use",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
 def test_network_and_its_pytorch_file_agree_with_the_plain_formulas(case, tmp_path):
     config, x, label = setting(CASES[case])
     params, raw = tiny.params(config), tiny.params(config, seed=1)
@@ -214,7 +226,13 @@ def published(name):
     return importlib.import_module(f"configs.{name}_adaptive").get_config()
 
 
-@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(SAME)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if "cifar10" in name else pytest.mark.slow)
+        for name in sorted(set(PUBLISHED) - set(SAME))
+    ],
+)
 def test_published_networks_have_their_number_of_parameters(name):
     shapes = jax.tree.leaves(models.build(published(name)).abstract_params())
     assert sum(math.prod(leaf.shape) for leaf in shapes) == PUBLISHED[name]

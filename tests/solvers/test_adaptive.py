@@ -226,7 +226,7 @@ def test_steps_over_a_rejected_interval_add_up_to_its_noise():
     np.testing.assert_allclose(total[kept], first[kept], atol=5 * 2.4e-3)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("dimensions", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_by_default_samples_of_few_dimensions_have_the_moments_of_the_data(dimensions):
     """Data ~ N(2, 0.5²): five deviations of each estimate, exceeded once in 1.7 million runs, and the bias.
 

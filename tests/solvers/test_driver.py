@@ -17,6 +17,8 @@ from solvers.queues import Queues
 from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
+pytestmark = pytest.mark.optimized
+
 SHAPE = (4, 4, 1)
 NUM_SAMPLES = 70
 

@@ -10,6 +10,8 @@ import solvers
 from configs.ve import digits_adaptive as ve
 from configs.vp import digits_adaptive as vp
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.parametrize(
     "make_config",

@@ -66,6 +66,7 @@ def test_evaluations_are_counted_as_they_were_made():
     assert solution.rejected.sum() > 0
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_data():
     """The mean of 512 x 16 pixels has an error of 0.2/sqrt(8192) = 0.0022, their deviation one of 0.0016.
 

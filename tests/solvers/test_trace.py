@@ -49,7 +49,7 @@ def traced(name, **settings):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("rk45", "euler_maruyama") else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("rk45", "euler_maruyama", "edm") else ())
         for name in SOLVERS
     ],
 )
