@@ -23,7 +23,8 @@ step is due to the noise. With less noise it drifts, at 1 − η² of its slope 
     7.  y' = e^(−(1+η²) Δμ) y + ∫ P dμ + e^(−μ') √(1 − e^(−2 η² Δμ)) z       predictor
 
     P = G_n + (1 − η²) (what the polynomial through the latest three G adds),  all G made with the new b;
-        with h > 1, in the last step G_n alone, and in the one before it two G
+        with a number of evaluations, 1 − η² is the factor of the curvature only, and with h > 1, P is G_n in
+        the last step and has no curvature in the one before it
     w = (1 − η²) w_ODE + η² w_SDE
     v = 64^((1−η)⁴) ((1 − η²) v_ODE + η² w_SDE/√3)
 
@@ -166,9 +167,9 @@ class AdaptiveExponential:
     data_deviation: Scalar = 0.5
 
     evaluations_per_step: ClassVar[int] = 1
-    # of the method, part of what identifies samples: revision 1 had longer steps, revision 2 more noise, and
-    # revision 3 the full order in long last steps
-    revision: ClassVar[int] = 4
+    # of the method, part of what identifies samples: revision 1 had longer steps, revision 2 more noise,
+    # revision 3 the full order in long last steps, and revision 4 smaller slopes with a number of evaluations
+    revision: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         require_positive(eps_rel=self.eps_rel, eps_abs=self.eps_abs, data_deviation=self.data_deviation)
@@ -317,12 +318,15 @@ class AdaptiveExponential:
         step = change_of_mu(h)
         nodes = [change_of_mu(each.log_snr - now.log_snr) / step for each in evaluations]
         values = [each.denoised - variance * each.slope() for each in evaluations]
-        newest, *slopes = divided_differences(values, nodes, back)
+        newest, slope, curvature = divided_differences(values, nodes, back)
         drift = drift_of(eta)
+        # An exact G drifts by this share. That of a network drifts by more, and without an error estimate
+        # nothing else would notice: so the slope counts as it was seen. A curvature is mostly noise.
+        of_slope = drift if self.num_evaluations is None else 1
         return Extrapolation(
             step=step,
             nodes=nodes,
-            differences=[newest, *(drift * slope for slope in slopes)],
+            differences=[newest, of_slope * slope, drift * curvature],
             integrals=newton_moments(nodes, moments((1 + eta**2) * step, ORDER + 1)),
             products=newton_products(nodes),
         )
