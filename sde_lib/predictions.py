@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 from sde_lib.checks import require, require_choice, require_positive
 from sde_lib.paths import CosineVP, DiscreteVP
 from sde_lib.processes import SDE, VPSDE, Sample, Scalar, SubVPSDE
-from sde_lib.pytrees import STATIC, as_partial, register_dataclass
+from sde_lib.pytrees import STATIC, as_partial, register_dataclass, require_takes
 
 Coefficient = float | Float[Array, "..."]  # one number, or one a sample, shaped to multiply the batch
 Prediction = Literal["score", "epsilon", "denoised", "v", "velocity", "edm", "published"]
@@ -224,7 +224,8 @@ def as_score(
 
     Raises:
         ValueError: for an unknown name, a ``sigma_data`` that is missing or not used, an index of a process
-            that has none; when called, for an output whose shape is not that of x.
+            that has none; when called, for an output whose shape is not that of x, and for a network that
+            takes another number of arguments.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -241,4 +242,5 @@ def as_score(
 
 
 def _score(network: Partial, sde: SDE, reading: Reading, x: Any, t: Any, *condition: Any) -> Any:
+    require_takes("network", network, (x, t, *condition), "x, label")
     return reading.score_of(lambda x, label: network(x, label, *condition), sde, x, t)

@@ -9,12 +9,15 @@ class: that of VP for sub-VP, or that of another time grid.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
+
+from sde_lib.checks import require
 
 Class = TypeVar("Class", bound=type)
 
@@ -67,6 +70,23 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What the ``Partial`` of a callable pytree holds, whose first argument is the pytree."""
     return function(*arguments, **named)
+
+
+def require_takes(name: str, function: Partial, arguments: tuple[Any, ...], first: str) -> None:
+    """Raises ValueError unless a function takes these ``arguments``: two, named ``first``, or three."""
+    called = function.args[0] if function.func is call else function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    conditional = len(arguments) > 2
+    wanted = f"({first}, condition), since there are conditions" if conditional else f"({first})"
+    fix = "leave conditions out" if conditional else "pass conditions=, one row a sample"
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        allowed = f"a function of {wanted}"
+        require(False, name, str(signature), allowed, f"{fix}, or change the function")
 
 
 def _is_array(leaf: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +16,7 @@ from jaxtyping import Array
 
 from sde_lib import SDE, ScoreFn
 from sde_lib.checks import is_known, is_number, require
-from sde_lib.pytrees import as_partial
+from sde_lib.pytrees import as_partial, require_takes
 from solvers.device_memory import Devices
 from solvers.interface import Solver
 from solvers.lanes import VECTOR
@@ -115,7 +114,7 @@ def checked_score_fn(
     x, t = jax.ShapeDtypeStruct((lanes, *shape), dtype), jax.ShapeDtypeStruct((lanes,), dtype)
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype), condition)
     arguments = (x, t) if condition is None else (x, t, rows)
-    _require_takes(score_fn, arguments)
+    require_takes("score_fn", score_fn, arguments, "x, t")
     # the leaves of a Partial are arguments, so that only what is closed over is a constant
     call = jax.make_jaxpr(lambda score_fn, *arguments: score_fn(*arguments), return_shape=True)
     program, score = call(score_fn, *arguments)
@@ -174,22 +173,6 @@ def _same_bits(a: Any, b: Any) -> bool:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         a, b = jax.random.key_data(a), jax.random.key_data(b)
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def _require_takes(score_fn: Partial, arguments: tuple) -> None:
-    """Raises ValueError if a score function takes another number of arguments."""
-    try:
-        signature = inspect.signature(score_fn)
-    except (TypeError, ValueError):  # some callables have none
-        return
-    wanted = "(x, t)" if len(arguments) == 2 else "(x, t, condition), since there are conditions"
-    fix = "leave conditions out" if len(arguments) == 3 else "pass conditions=, one row a sample"
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        require(
-            False, "score_fn", str(signature), f"a function of {wanted}", f"{fix}, or change the function"
-        )
 
 
 def check_output(output: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:

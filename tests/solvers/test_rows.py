@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from sde_lib import as_score
 from sde_lib.guidance import classifier_free
 from solvers import (
     DDIM,
@@ -142,6 +143,26 @@ def test_a_score_that_holds_a_row_for_each_sample_is_warned_of():
 def test_conditions_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         drawn(**settings)
+
+
+def test_a_network_that_does_not_take_what_the_score_hands_on_is_refused():
+    class Conditional:
+        def __call__(self, x, label, classes):
+            return x
+
+    network: Any
+    settings: Any = {"prediction": "epsilon", "time": "t"}
+    for network, conditions, message in (
+        (
+            lambda x, label, classes: x,
+            None,
+            r"\(x, label\) .*classes\)'\): pass conditions=, one row a sample",
+        ),
+        (Conditional(), None, r"\(x, label\) .*classes\)'\): pass conditions="),
+        (lambda x, label: x, CLASSES, r"\(x, label, condition\), .*: leave conditions out, or change"),
+    ):
+        with pytest.raises(ValueError, match=f"network must be a function of {message}"):
+            drawn(as_score(network, SDE, **settings), conditions=conditions)
 
 
 def test_rows_whose_shape_changes_are_refused():
