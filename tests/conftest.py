@@ -5,6 +5,7 @@ that they start, compile without it. The exceptions have ``pytestmark = pytest.m
 is which programs agree to the bit. With ``-m slow``, everything is optimized.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +21,17 @@ SHARED = ROOT.parent / "shared"
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 PACKAGES = ["sde_lib", "solvers", "models", "data", "training", "evaluation"]
 jaxtyping.install_import_hook(PACKAGES, f"{typechecking.__name__}.check")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what imports and the collection of tests have made, which stays."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # JAX makes many objects when it traces, few of them garbage
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,6 +61,7 @@ def few_compiled_programs() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -76,8 +76,8 @@ TABLE = {
     "sa_solver": (SASolver(num_steps=STEPS), {"num_steps": 5, "tau": 0.5}),
 }
 STATIC = {"noise_on_rejection"}
-# which between them reject steps, draw noise twice in a step, draw none, and keep a history
-OF_EACH_KIND = {"adaptive", "adaptive_exponential", "predictor_corrector", "rk45", "unipc"}
+# which between them reject steps, choose their length, draw noise twice in a step, draw none, keep a history
+OF_EACH_KIND = {"adaptive", "predictor_corrector", "rk45", "unipc"}
 
 
 def solver_of(name, sde_name):
