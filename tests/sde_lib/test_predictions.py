@@ -76,7 +76,7 @@ def test_all_predictions_give_the_exact_score_to_rounding(name):
             continue
         seen += 1
         _, alpha, sigma, alpha_rate, sigma_rate = found
-        for z in (-1.7, 2.2):
+        for z in (-1.7, 0.4, 2.2):
             x = alpha * MEAN + z * np.hypot(alpha * STD, sigma)
             with jax.enable_x64(True):
                 exact, cases = predictions(x, alpha, sigma, alpha_rate, sigma_rate)

@@ -66,7 +66,7 @@ def draw_on_eight_devices(path):
 
     # a condition and a start for each sample
     means = np.linspace(-1, 1, NUM_SAMPLES, dtype=np.float32)
-    for count in (1, 8):
+    for count in COUNTS:
         keep(f"conditions {count}", conditioned(means, slice(None), devices=devices[:count]))
     keep("conditions of some", conditioned(means, slice(300, 100, -3), devices=devices))
 
@@ -145,8 +145,9 @@ def test_lanes_wait_only_at_the_end(found, count):
     assert found["1.nfe"].sum() / (found[f"{count}.calls"].sum() * (LANES // count)) > 0.97
 
 
-def test_conditions_and_starts_go_with_their_samples_to_every_device(found):
-    np.testing.assert_array_equal(found["conditions 8.x"], found["conditions 1.x"])
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_conditions_and_starts_go_with_their_samples_to_every_device(found, count):
+    np.testing.assert_array_equal(found[f"conditions {count}.x"], found["conditions 1.x"])
     np.testing.assert_array_equal(found["conditions of some.x"], found["conditions 1.x"][300:100:-3])
     means = found["conditions 1.x"].mean((1, 2, 3))  # of 16 pixels with deviation 0.2
     assert np.abs(means - np.linspace(-1, 1, NUM_SAMPLES)).max() < 5 * 0.2 / 4

@@ -47,7 +47,8 @@ def drawn(score_fn: Any = of_class, solver: Any = AdaptiveExponential(), **setti
 def test_every_sample_has_its_own_condition_whatever_lane_it_is_in():
     solution = drawn(conditions=CLASSES)
     assert np.abs(solution.x.mean((1, 2)) - CLASSES).max() < 5 * 0.1 / 4
-    np.testing.assert_array_equal(drawn(conditions=CLASSES, batch_size=7).x, solution.x)
+    for settings in ({"batch_size": 7}, {"batch_size": 64}):
+        np.testing.assert_array_equal(drawn(conditions=CLASSES, **settings).x, solution.x)
     ids = np.array([5, 60, 7, 3, 41])
     some = drawn(sample_ids=ids, conditions=CLASSES[ids], batch_size=2)
     np.testing.assert_array_equal(some.x, solution.x[ids])
