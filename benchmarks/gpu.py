@@ -48,7 +48,7 @@ from evaluation.runs.tables import markdown
 from sde_lib.checks import refusal
 
 NETWORKS = {"ve_cifar10": ve_config, "vp_cifar10": vp_config}
-FIRST_BATCH, LARGEST_BATCH = 64, 4096
+FIRST_BATCH, LARGEST_BATCH = 256, 4096
 LITTLE = 1.03  # by less than this factor, doubling the batch is not worth it
 EPS_REL = 0.05
 MAX_EVALUATIONS = 200
@@ -232,7 +232,8 @@ def matmul(side: int) -> dict[str, float]:
     """Multiplications and additions, in units of 10^12 a second, in a product of square matrices."""
     figures = {}
     for dtype in ("bfloat16", "float32"):
-        a = jnp.full((side, side), 1 / side, dtype)
+        # numbers that are all alike take less power, so a card multiplies them faster than those of a network
+        a = jax.random.normal(jax.random.key(0), (side, side), dtype) / side**0.5
         product = jax.jit(jnp.matmul)
         jax.block_until_ready(product(a, a))
 
