@@ -88,6 +88,7 @@ def main(argv: list[str]) -> None:
     if "config" in USED[MODE.value]:
         fix = f"add --config={command_line.EXAMPLE} or another"
         require(CONFIG.value is not None, "--config", None, "a config file of configs/", fix)
+        command_line.require_keys_used(MODE.value, of_images=IMAGES.present)
     from evaluation.runs import modes
 
     given = modes.Given(

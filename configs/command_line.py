@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 import configs
-from configs import base
+from configs import base, keys
 
 ROOT = Path(__file__).resolve().parent.parent
 STATED = ROOT / "configs" / "checkpoint.py"  # the config that a checkpoint states
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str], used: Mapping[str, Collection[str]]) -> list[str]
         used: mode -> the flags that it uses.
     """
     argv = _with_stated_config(argv, used)
-    given = [argument for argument in argv if argument.startswith("--config.") and "=" in argument]
+    given = [argument for argument in argv if argument.startswith("--config.")]
     last = {text.partition("=")[0]: text for text in given}  # of a key given twice, the last value counts
     cleared = [text for text in last.values() if text.endswith("=None")]
     read = [text for text in argv if not (text in given and text.endswith("=None"))]
@@ -136,6 +136,26 @@ def require_used(mode: str, used: Mapping[str, Collection[str]]) -> None:
             raise ValueError(
                 f"--{flag} must be absent with --mode={mode} (got {shown}): drop it, or choose "
                 + " or ".join(f"--mode={name}" for name in modes)
+            )
+
+
+def require_keys_used(mode: str, *, of_images: bool) -> None:
+    """Refuses a key of the config that is set at the command line and that this mode does not use.
+
+    Args:
+        mode: the value of ``--mode``.
+        of_images: whether the mode takes its images from ``--images``.
+
+    Raises:
+        ValueError: naming the key, its value, and the modes that use it.
+    """
+    name = f"{mode} --images" if of_images else mode
+    for key, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
+        if key.startswith(keys.UNUSED[name]):
+            modes = [other for other, unused in keys.UNUSED.items() if not key.startswith(unused)]
+            raise ValueError(
+                f"--config.{key} must be absent with --mode={name} (got {value!r}): drop it; "
+                f"it acts with {', '.join(f'--mode={other}' for other in modes)}"
             )
 
 

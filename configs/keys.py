@@ -172,6 +172,30 @@ ADDED: dict[str, Any] = {
     "training.label_dropout": 0.1,
 }
 
+_FIGURES = tuple(
+    f"eval.{name}" for name in ("features", "inception_weights", "reference", "fid_infinity", "compared")
+)
+_SOLVING = ("solver.", "solver_defaults.", "guidance.")
+_SAMPLING = tuple(
+    f"eval.{name}"
+    for name in ("num_samples", "batch_size", "classes", "max_evaluations", "rounding", "shard_size")
+)
+
+# What each mode of main.py does not use of a config, by the beginnings of keys: nobody sets one of these at
+# the command line who does not expect it to act.
+UNUSED: dict[str, tuple[str, ...]] = {
+    "eval": ("training.", "likelihood."),
+    "eval --images": ("training.", "likelihood.", *_SOLVING, "sde.", "eval.num_samples", "eval.classes"),
+    "sample": ("training.", "likelihood."),
+    "likelihood": ("training.", "solver.", "solver_defaults.", *_FIGURES, "eval.rounding", "eval.classes"),
+    "trace": ("training.", "likelihood.", *_FIGURES, "eval.num_samples"),
+    "sweep": ("training.", "likelihood."),
+    "train": ("likelihood.", *_FIGURES, "eval.num_samples", "eval.shard_size"),
+    "stats": ("training.", "likelihood.", *_SOLVING, *_SAMPLING, "sde."),
+    "convert": ("training.", "likelihood.", *_SOLVING, "eval."),
+}
+UNUSED["likelihood --images"] = (*UNUSED["likelihood"], "data.path", "data.split")
+
 
 def deciding(what: str) -> list[str]:
     """The keys that decide ``what``: SAMPLES, TRAINING, WEIGHTS or LIKELIHOODS."""

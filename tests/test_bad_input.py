@@ -83,6 +83,7 @@ FLAGS = [
     ([VE, "--config.solvers.name=ddim"], "solvers"),
     # the last value of a setting counts, also after None
     ([VE, "--config.solver.eps_rel=None", "--config.solver.eps_rel=-1"], "config.solver.eps_rel must be "),
+    ([VE, "--config.solver.eps_rel=None", "--config.solver.eps_rel", "-1"], "config.solver.eps_rel must be "),
     (
         [VE, "--config.data.image_size=None"],
         "--config.data.image_size must be a value (got 'None'): leave it out",
@@ -100,6 +101,25 @@ FLAGS = [
     (
         [VE, "--coordinator=a:1", "--num_processes=2", "--process_id=1", "--connect_seconds=0"],
         "--connect_seconds must be a number > 0 (got 0.0)",
+    ),
+    unused("config.training.num_steps", "5", "eval"),
+    unused("config.training.num_steps", "5", "sweep"),
+    unused("config.likelihood.rtol", "0.1", "sample"),
+    unused("config.solver.eps_rel", "0.1", "likelihood"),
+    unused("config.eval.rounding", "truncate", "likelihood"),
+    unused("config.eval.num_samples", "5", "trace"),
+    unused("config.eval.features", "digits", "train"),
+    unused("config.eval.num_samples", "5", "stats"),
+    unused("config.sde.name", "vp", "stats"),
+    unused("config.solver.name", "ddim", "convert"),
+    (
+        [VE, "--images=FOLDER", "--config.solver.eps_rel=0.1"],
+        "--config.solver.eps_rel must be absent with --mode=eval --images (got 0.1): drop it; it acts with "
+        "--mode=eval, --mode=sample, --mode=trace, --mode=sweep, --mode=train",
+    ),
+    (
+        [VE, "--mode=likelihood", "--images=FOLDER", "--config.data.split=test"],
+        "--config.data.split must be absent with --mode=likelihood --images (got 'test'): drop it",
     ),
     unused("table", "1", "eval"),
     unused("sweep", "seed=0,1", "eval"),

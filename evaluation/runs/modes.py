@@ -171,13 +171,15 @@ def sampling_command(training_command: str, checkpoint: Path) -> str:
     """The command that samples from a trained checkpoint, with the config and overrides of its training.
 
     Example:
-        >>> sampling_command("python main.py --mode train --config=a.py --config.seed=1", Path("/w/new"))
+        >>> training = "python main.py --mode train --config=a.py --config.seed=1 --config.training.num_steps=9"
+        >>> sampling_command(training, Path("/w/new"))
         'python main.py --config=a.py --config.seed=1 --checkpoint=/w/new'
     """
     kept, arguments = [], iter(shlex.split(training_command))
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
-        if flag.removeprefix("-").removeprefix("-") not in ("mode", "workdir", "checkpoint"):
+        name = flag.removeprefix("-").removeprefix("-")
+        if not name.startswith(("mode", "workdir", "checkpoint", "config.training.")):
             kept.append(argument)
         elif not equals:
             next(arguments)  # the flag's value
