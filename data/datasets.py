@@ -8,6 +8,7 @@ made of, with a fingerprint of its content.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -109,7 +110,7 @@ def _named(data: Any) -> tuple[str, str]:
     return f"{data.name}{cropped}{resized}", data.split or "train"
 
 
-def fingerprint(data: Any) -> str | None:
+def fingerprint(data: Any, labels: Int32[np.ndarray, " n"] | None = None) -> str | None:
     """A SHA-256, in hexadecimal digits, of the files that ``open_images`` reads; None where they are absent.
 
     Of scikit-learn's digits and MNIST's own files, it takes in every byte of the images; of a .zip or an .npz
@@ -119,10 +120,18 @@ def fingerprint(data: Any) -> str | None:
 
     Args:
         data: the group ``config.data``, of which name, path and split are used.
+        labels: the classes of all images, where they matter. The fingerprint then changes with them, too.
 
     Raises:
         ValueError: for a path that does not exist or holds no images.
     """
+    of_images = _fingerprint_of_images(data)
+    if of_images is None or labels is None:
+        return of_images
+    return hashlib.sha256(of_images.encode() + labels.astype("<i4").tobytes()).hexdigest()
+
+
+def _fingerprint_of_images(data: Any) -> str | None:
     if data.path is None and data.name not in NAMES:
         return None
     _, split = _named(data)

@@ -64,7 +64,7 @@ def train(
 
     Raises:
         ValueError: for a setting out of range, a checkpoint that does not fit, or a workdir that holds
-            another training, or one on other images.
+            another training, or one on other images or classes.
         FloatingPointError: when the loss is no longer finite; the last checkpoint is from before that.
         OSError: when a file cannot be written; what was saved before stays intact.
     """
@@ -76,7 +76,7 @@ def train(
     network = models.build(config)
     step_fn = make_step(config, network, sde)
     params, origin = _first_params(config, network, checkpoint)
-    content = datasets.fingerprint(config.data)
+    content = datasets.fingerprint(config.data, images.labels)
     settings.claim(workdir, config, checkpoint_sha256=origin.get("checkpoint_sha256"), images_sha256=content)
 
     state, loss = _newest_state(config, params, workdir)

@@ -64,8 +64,8 @@ def claim(workdir: Path, config: Any, *, checkpoint_sha256: str | None, images_s
         workdir: created if it does not exist.
         config: the whole config.
         checkpoint_sha256: of the weights that the training starts from, or None for random ones.
-        images_sha256: fingerprint of the images. A training of an earlier version does not state it, and
-            goes on with any.
+        images_sha256: fingerprint of the images, and of their classes if the network has any. A training of
+            an earlier version does not state it, and goes on with any.
 
     Raises:
         ValueError: for a workdir that holds another training, naming the keys that differ.

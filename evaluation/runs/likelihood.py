@@ -57,7 +57,8 @@ def open_held_out(config: Any, path: str | None) -> tuple[datasets.Images, str |
     num_classes = config.model.num_classes
     if path is None:
         data = datasets.held_out(config.data)
-        return datasets.shuffled(datasets.open_images(data, num_classes)), datasets.fingerprint(data)
+        images = datasets.open_images(data, num_classes)
+        return datasets.shuffled(images), datasets.fingerprint(data, images.labels)
     allowed = f"absent with config.model.num_classes = {num_classes}, since the classes are not known"
     require(num_classes == 0, "--images", path, allowed, "set config.data.path and config.data.split instead")
     return datasets.open_samples(path, config.data), sources.at_path(path, "--images").fingerprint()

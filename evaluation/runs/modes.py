@@ -171,8 +171,8 @@ def sampling_command(training_command: str, checkpoint: Path) -> str:
     """The command that samples from a trained checkpoint, with the config and overrides of its training.
 
     Example:
-        >>> training = "python main.py --mode train --config=a.py --config.seed=1 --config.training.num_steps=9"
-        >>> sampling_command(training, Path("/w/new"))
+        >>> text = "python main.py --mode train --config=a.py --config.seed=1 --config.training.num_steps=9"
+        >>> sampling_command(text, Path("/w/new"))
         'python main.py --config=a.py --config.seed=1 --checkpoint=/w/new'
     """
     kept, arguments = [], iter(shlex.split(training_command))

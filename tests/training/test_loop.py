@@ -184,6 +184,20 @@ def test_other_images_of_the_same_name_are_refused(tiny, tmp_path):
     _train(workdir, config)
 
 
+def test_other_classes_of_the_same_images_are_refused(tiny, tmp_path):
+    path, workdir = tmp_path / "mine.npz", tmp_path / "training"
+    config = tiny_config(num_steps=1)
+    config.data.update({"name": "mine", "path": str(path)})
+    config.model.num_classes = 2
+    images = np.full((4, 8, 8, 1), 128, np.uint8)
+    np.savez(path, images=images, labels=np.array([0, 0, 1, 1]))
+    _train(workdir, config)
+    np.savez(path, images=images, labels=np.array([0, 1, 0, 1]))
+    config.training.num_steps = 2
+    with pytest.raises(ValueError, match=r"set back images_sha256 = "):
+        _train(workdir, config)
+
+
 def test_fewer_steps_than_were_made_are_refused(tiny, tmp_path):
     _train(tmp_path, tiny_config(num_steps=5))
     message = (
