@@ -201,6 +201,9 @@ def convert(
         "a path where nothing exists, or an empty folder",
         "choose another path, or remove what is there",
     )
+    above = next(path for path in target.absolute().parents if path.exists())
+    allowed = f"a path in a folder, and {above} is a file"
+    require(above.is_dir(), "checkpoint to write", str(target), allowed, "choose another path")
     network = build(config)
     path = find(source)
     params, metadata = restore_params(path, network, config)

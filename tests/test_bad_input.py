@@ -71,6 +71,10 @@ FLAGS = [
     (["--config=IMPORTS"], "(got 'imports.py'): correct it; ModuleNotFoundError: No module named 'nowhere'"),
     (["--config=NONE"], "(got 'none.py'): let get_config return the config of configs/base.py with its "),
     (["--config=PART"], "(got 'part.py'): its config lacks "),
+    (
+        ["--config=MISTYPED"],
+        "its config has a key that nothing reads, solver.eps_rell; did you mean solver.eps_rel?",
+    ),
     (["--config=ARGUMENT"], "(got 'argument.py'): correct it; TypeError: get_config() missing 1 required"),
     ([VE, "extra"], "arguments must be flags only (got ['extra']): write --config=… --mode=… --workdir=…"),
     ([VE, "--mode=evl"], "--mode must be one of 'eval', 'sample', "),
@@ -423,6 +427,10 @@ def place(tmp_path) -> Path:
     (tmp_path / "none.py").write_text("def get_config():\n    pass\n")
     part = "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'seed': 0})\n"
     (tmp_path / "part.py").write_text(part)
+    mistyped = (
+        "config = base.get_config().unlock()\nconfig.solver.eps_rell = 0.1\nget_config = lambda: config\n"
+    )
+    (tmp_path / "mistyped.py").write_text(f"from configs import base\n{mistyped}")
     (tmp_path / "argument.py").write_text("def get_config(path):\n    return path\n")
     (tmp_path / "text.txt").write_text("somebody's own")
     (tmp_path / "folder").mkdir()
@@ -432,7 +440,7 @@ def place(tmp_path) -> Path:
 
 
 NAMES = {"SYNTAX": "syntax.py", "EMPTY": "empty.py", "RAISES": "raises.py", "IMPORTS": "imports.py"}
-NAMES |= {"NONE": "none.py", "PART": "part.py", "ARGUMENT": "argument.py"}
+NAMES |= {"NONE": "none.py", "PART": "part.py", "MISTYPED": "mistyped.py", "ARGUMENT": "argument.py"}
 NAMES |= {"FOLDER": "folder", "TEXT": "text.txt"}
 
 

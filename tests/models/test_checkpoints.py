@@ -138,6 +138,10 @@ def test_convert_writes_the_weights_and_where_they_are_from(made, kind, tmp_path
     assert checkpoints.checkpoint_sha256(path) == before
     with pytest.raises(ValueError, match=r"checkpoint to write must be a path where nothing exists"):
         models.convert(paths[kind], path, config)
+    (tmp_path / "file").write_text("somebody's own")
+    message = rf"checkpoint to write must be a path in a folder, and {tmp_path / 'file'} is a file \(got "
+    with pytest.raises(ValueError, match=message):
+        models.convert(paths[kind], tmp_path / "file" / "new", config)
     with pytest.raises(
         ValueError, match=r"checkpoint to write must be a local folder \(got 'gs://bucket/new'"
     ):
