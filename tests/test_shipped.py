@@ -9,6 +9,7 @@ from models import checkpoints
 
 CONFIGS = [f"{sde}/{data}_adaptive" for sde in ("ve", "vp") for data in ("digits", "mnist")]
 CONFIGS += ["vp/cifar10_small_adaptive"]
+QUICK = ("ve/digits_adaptive", "vp/cifar10_small_adaptive")
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "mnist" in name else ()) for name in CONFIGS]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name not in QUICK else ()) for name in CONFIGS]
 )
 def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowhere, tmp_path):
     config = configs.load(name)

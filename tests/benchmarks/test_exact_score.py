@@ -23,6 +23,7 @@ def test_every_row_is_a_run_of_its_own():
     assert {cell.name for cell in cells} == {"truth", *SOLVERS}
 
 
+@pytest.mark.slow
 def test_the_quick_run_measures_and_the_next_reads_what_it_kept(tmp_path, monkeypatch, capsys):
     figures = run(tmp_path, "--solvers", "euler_maruyama,dpm_solver_pp_2m")
     assert (tmp_path / "exact_score.png").stat().st_size > 10_000

@@ -126,6 +126,7 @@ def test_a_large_rho_is_uniform_in_log_snr(sde):
     assert np.max(np.abs(found - expected)) < 0.01 * np.ptp(expected)
 
 
+@pytest.mark.slow
 def test_a_small_run_is_resumed_and_ours_beats_ddim(tmp_path, monkeypatch, capsys):
     labels = ["DDIM eta 0, log-SNR", "DDIM eta 1, rho 7"]  # one compiled program
     small = functools.partial(front_of, counts=(8, 20), labels=labels, tolerances=(0.02,))

@@ -122,7 +122,7 @@ def test_without_changes_the_limit_is_the_data():
     assert deviation == pytest.approx(DEVIATION, abs=1e-3)
 
 
-@pytest.mark.parametrize("policy", ["redraw", "bridge"])
+@pytest.mark.parametrize("policy", ["bridge", pytest.param("redraw", marks=pytest.mark.slow)])
 def test_the_solver_converges_to_the_limit_of_its_policy(policy):
     """8,192 numbers; five standard errors, and the rest of the way from this tolerance to zero.
 

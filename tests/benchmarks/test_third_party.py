@@ -148,6 +148,7 @@ def gaussian_score(x, t):
     return -x / (0.25 * alpha**2 + sigma**2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_its_figures_are_right(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(third_party, "require_galaxygrad", lambda: None)
     monkeypatch.setattr(third_party, "score_fn", lambda name: Partial(gaussian_score))

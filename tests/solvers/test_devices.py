@@ -19,7 +19,7 @@ from tests.compilations import counted
 from tests.problems import ADAPTIVE, SDES, Gaussian
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNTS = (1, 4, 8)
+COUNTS = (1, 8)
 SHAPE = (4, 4, 1)
 NUM_SAMPLES, LANES = 512, 16
 FEW = 3  # fewer than devices
