@@ -192,11 +192,13 @@ def measure_driver(
     """
 
     def overhead() -> dict[str, float]:
-        settings = {"turns": TURNS, "max_evaluations": FEW_EVALUATIONS}
-        lanes, times = fitting(
-            batch_size,
-            lambda size: compared(score_fn, config=config, batch_size=size, num_samples=size, **settings),
-        )
+        def of_lanes(size: int) -> dict[str, float]:
+            settings = {"num_samples": size, "max_evaluations": FEW_EVALUATIONS}
+            return compared(
+                score_fn, config=config, batch_size=size, turns=TURNS, conditions=False, **settings
+            )
+
+        lanes, times = fitting(batch_size, of_lanes)
         return {f"{name}.batch_size": lanes, f"{name}.overhead": times["driver"] / times["bare loop"] - 1}
 
     if not parts.run(f"{name}, the driver's overhead", overhead):
