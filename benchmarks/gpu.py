@@ -193,9 +193,13 @@ def measure_driver(
 
     def overhead() -> dict[str, float]:
         def of_lanes(size: int) -> dict[str, float]:
-            settings = {"num_samples": size, "max_evaluations": FEW_EVALUATIONS}
             return compared(
-                score_fn, config=config, batch_size=size, turns=TURNS, conditions=False, **settings
+                score_fn,
+                config=config,
+                batch_size=size,
+                turns=TURNS,
+                num_samples=size,
+                max_evaluations=FEW_EVALUATIONS,
             )
 
         lanes, times = fitting(batch_size, of_lanes)
