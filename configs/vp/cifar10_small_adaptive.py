@@ -2,8 +2,8 @@
 
 python main.py --config=configs/vp/cifar10_small_adaptive.py
 
-The shipped network has seen 2.8 million images, 56 epochs of a lossy copy of CIFAR-10. The classifier finds the
-class of half of its samples; docs/results.md has its tables.
+The shipped network has seen 2.8 million images, 56 epochs of a lossy copy of CIFAR-10. The classifier finds
+the class of half of its samples; docs/results.md has its tables.
 """
 
 from configs.vp.digits_classes import get_config as digits_config
