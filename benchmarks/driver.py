@@ -162,12 +162,15 @@ def compared(
         driven["conditions"] = (Partial(_ignoring, score_fn), {"conditions": rows})
     best: dict[str, float] = dict.fromkeys(("bare loop", *driven), math.inf)
     for _ in range(turns):
-        calls = 0
-        for way, (score, given) in driven.items():
-            solution = drawn(score, config=config, batch_size=batch_size, **settings, **given)
-            calls = solution.network_calls
-            best[way] = min(best[way], solution.seconds_sampling / calls)
-        best["bare loop"] = min(best["bare loop"], bare(calls))
+        solutions = {
+            way: drawn(score, config=config, batch_size=batch_size, **settings, **given)
+            for way, (score, given) in driven.items()
+        }
+        seconds = {
+            way: solution.seconds_sampling / solution.network_calls for way, solution in solutions.items()
+        }
+        seconds["bare loop"] = bare(solutions["driver"].network_calls)
+        best = {way: min(best[way], seconds[way]) for way in best}
     return best
 
 

@@ -103,14 +103,13 @@ def _why_no_config(place: Path) -> str | None:
     if not isinstance(config, ConfigDict):
         return f"let get_config return the config of configs/base.py with its changes, not {config!r}"
     known, present = configs.flat(base.get_config()), configs.flat(config)
-    missing, unknown = [[*(one.keys() - other.keys())] for one, other in ((known, present), (present, known))]
-    if missing:
+    if missing := sorted(known.keys() - present.keys()):
         start = "start from the config of configs/base.py, or from another one of configs/"
-        return f"its config lacks {len(missing)} keys, such as {min(missing)}; {start}"
-    if unknown:
-        near = difflib.get_close_matches(min(unknown), known, n=1)
+        return f"its config lacks {len(missing)} keys, such as {missing[0]}; {start}"
+    if unknown := sorted(present.keys() - known.keys()):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
         fix = f"did you mean {near[0]}?" if near else "configs/base.py has all keys"
-        return f"its config has a key that nothing reads, {min(unknown)}; {fix}"
+        return f"its config has a key that nothing reads, {unknown[0]}; {fix}"
     return None
 
 

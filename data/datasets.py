@@ -8,7 +8,6 @@ made of, with a fingerprint of its content.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -128,7 +127,7 @@ def fingerprint(data: Any, labels: Int32[np.ndarray, " n"] | None = None) -> str
     of_images = _fingerprint_of_images(data)
     if of_images is None or labels is None:
         return of_images
-    return hashlib.sha256(of_images.encode() + labels.astype("<i4").tobytes()).hexdigest()
+    return sources.digest([of_images.encode(), labels.astype("<i4").tobytes()])
 
 
 def _fingerprint_of_images(data: Any) -> str | None:

@@ -96,11 +96,12 @@ def _readable(title: str, allowed: str = "a readable file") -> Iterator[None]:
         raise ValueError(refusal(title, error, allowed, REPLACE)) from None
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
+def digest(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of some parts one after the other, in hexadecimal digits."""
+    sha256 = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def decode(content: bytes, title: str) -> UInt8[np.ndarray, "h w c"]:
@@ -168,7 +169,7 @@ def of_array(images: np.ndarray, title: str, labels: Callable[[], Labels | None]
         count=len(images),
         read=images.__getitem__,
         title=lambda i: f"image {i} of {title}",
-        fingerprint=lambda: _digest([repr(images.shape).encode(), images.tobytes()]),
+        fingerprint=lambda: digest([repr(images.shape).encode(), images.tobytes()]),
         labels=labels,
     )
 
@@ -314,11 +315,11 @@ def _of_folder(folder: epath.Path) -> Source:
     def part(file: str) -> bytes:
         with _readable(file), open(file, "rb") as opened:
             size, head = os.fstat(opened.fileno()).st_size, opened.read(HEAD)
-        return b"%b\0%d\0%b" % (os.fsencode(os.path.relpath(file, folder)), size, _digest([head]).encode())
+        return b"%b\0%d\0%b" % (os.fsencode(os.path.relpath(file, folder)), size, digest([head]).encode())
 
     def fingerprint() -> str:
         with ThreadPoolExecutor() as pool:
-            return _digest(pool.map(part, files))
+            return digest(pool.map(part, files))
 
     def labels() -> Labels | None:
         names = [os.path.relpath(file, folder).replace(os.sep, "/") for file in files]
@@ -384,7 +385,7 @@ def _of_zip(path: epath.Path) -> Source:
 
 def _directory(members: Iterable[zipfile.ZipInfo]) -> str:
     """The fingerprint of an archive's files, by what its directory says of them."""
-    return _digest(f"{file.filename}\0{file.file_size}\0{file.CRC}\0".encode() for file in members)
+    return digest(f"{file.filename}\0{file.file_size}\0{file.CRC}\0".encode() for file in members)
 
 
 def _require_some(files: list[Any], place: str, skipped: collections.Counter[str]) -> None:
@@ -627,4 +628,4 @@ def prepared_fingerprint(folder: epath.Path, split: str) -> str:
     splits = re.findall(r"(?<!\w)[A-Za-z]\w*", split)  # of a sum of slices, as in "train[:100]+test"
     files = sorted(file for file in folder.iterdir() if any(f"-{name}." in file.name for name in splits))
     parts = [f"{file.name}\0{file.stat().length}\0".encode() for file in files]
-    return _digest([split.encode(), (folder / "dataset_info.json").read_bytes(), *parts])
+    return digest([split.encode(), (folder / "dataset_info.json").read_bytes(), *parts])

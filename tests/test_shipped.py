@@ -18,7 +18,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name not in QUICK else ()) for name in CONFIGS]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
 )
 def test_a_shipped_network_samples_and_is_measured_without_its_data(name, nowhere, tmp_path):
     config = configs.load(name)

@@ -12,7 +12,7 @@ from etils import epath
 
 import models
 import training
-from configs import base, tables
+from configs import base, keys, tables
 from data import datasets
 from evaluation.runs import images, measurement, profile, run
 from evaluation.runs import likelihood as likelihoods
@@ -171,18 +171,22 @@ def sampling_command(training_command: str, checkpoint: Path) -> str:
     """The command that samples from a trained checkpoint, with the config and overrides of its training.
 
     Example:
-        >>> text = "python main.py --mode train --config=a.py --config.seed=1 --config.training.num_steps=9"
+        >>> text = "python main.py --mode train --config.training.ema_warmup --config=a.py --config.seed=1"
         >>> sampling_command(text, Path("/w/new"))
         'python main.py --config=a.py --config.seed=1 --checkpoint=/w/new'
     """
-    kept, arguments = [], iter(shlex.split(training_command))
-    for argument in arguments:
-        flag, equals, _ = argument.partition("=")
+    unused = tuple(f"config.{beginning}" for beginning in keys.UNUSED["eval"])
+    kept, value_follows = [], False  # of a flag that is left out
+    for word in shlex.split(training_command):
+        if value_follows and not word.startswith("--"):  # true and false may be given by the flag alone
+            value_follows = False
+            continue
+        flag, equals, _ = word.partition("=")
         name = flag.removeprefix("-").removeprefix("-")
-        if not name.startswith(("mode", "workdir", "checkpoint", "config.training.")):
-            kept.append(argument)
-        elif not equals:
-            next(arguments)  # the flag's value
+        left_out = name in ("mode", "workdir", "checkpoint") or name.startswith(unused)
+        value_follows = left_out and not equals
+        if not left_out:
+            kept.append(word)
     return shlex.join([*kept, f"--checkpoint={checkpoint}"])
 
 

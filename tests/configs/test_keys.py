@@ -11,7 +11,7 @@ import configs
 import sde_lib
 import solvers
 from configs.base import get_config
-from configs.keys import ADDED, DECIDES, LIKELIHOODS, SAMPLES, TRAINING, WEIGHTS, deciding
+from configs.keys import ADDED, DECIDES, LIKELIHOODS, SAMPLES, TRAINING, UNUSED, WEIGHTS, deciding
 from evaluation.runs.results import config_identity
 from sde_lib.presets import PROCESSES
 from sde_lib.presets import settings_of as process_settings
@@ -195,3 +195,9 @@ def test_a_setting_that_was_added_to_a_solver_leaves_the_identity_of_stored_samp
     )
     assert after == before | {"solver.polynomial": "log_rho"}
     assert "solver.polynomial" not in before
+
+
+@pytest.mark.parametrize("mode", UNUSED)
+def test_what_a_mode_does_not_use_are_keys(mode):
+    for beginning in UNUSED[mode]:
+        assert any(key.startswith(beginning) for key in DECIDES), beginning

@@ -76,8 +76,7 @@ TABLE = {
     "sa_solver": (SASolver(num_steps=STEPS), {"num_steps": 5, "tau": 0.5}),
 }
 STATIC = {"noise_on_rejection"}
-# which between them reject steps, choose their length, draw noise twice in a step, draw none, keep a history
-OF_TWO_KINDS = {"adaptive", "unipc"}  # whose compilation takes long
+OF_TWO_KINDS = {"adaptive", "unipc"}  # one draws noise and rejects steps, one draws none and keeps a history
 
 
 def solver_of(name, sde_name):
