@@ -188,9 +188,9 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "eval --images": ("training.", "likelihood.", *_SOLVING, "sde.", "eval.num_samples", "eval.classes"),
     "sample": ("training.", "likelihood."),
     "likelihood": ("training.", "solver.", "solver_defaults.", *_FIGURES, "eval.rounding", "eval.classes"),
-    "trace": ("training.", "likelihood.", *_FIGURES, "eval.num_samples"),
+    "trace": ("training.", "likelihood."),  # a report names it with the settings of its run
     "sweep": ("training.", "likelihood."),
-    "train": ("likelihood.", *_FIGURES, "eval.num_samples", "eval.shard_size"),
+    "train": ("likelihood.", *_FIGURES),  # the command that it prints at its end samples with the others
     "stats": ("training.", "likelihood.", *_SOLVING, *_SAMPLING, "sde."),
     "convert": ("training.", "likelihood.", *_SOLVING, "eval."),
 }

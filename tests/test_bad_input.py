@@ -111,7 +111,7 @@ FLAGS = [
     unused("config.likelihood.rtol", "0.1", "sample"),
     unused("config.solver.eps_rel", "0.1", "likelihood"),
     unused("config.eval.rounding", "truncate", "likelihood"),
-    unused("config.eval.num_samples", "5", "trace"),
+    unused("config.likelihood.rtol", "0.1", "trace"),
     unused("config.eval.features", "digits", "train"),
     unused("config.eval.num_samples", "5", "stats"),
     unused("config.sde.name", "vp", "stats"),

@@ -175,7 +175,8 @@ def test_a_model_is_trained_and_sampled_from(tmp_path):
     words = shlex.split(trained.stdout.splitlines()[1].removeprefix("sample from it: "))
     assert words[0] == "python"
     assert words[-1] == f"--checkpoint={checkpoint}"
-    assert set(training) < set(words)
+    assert set(QUICK) < set(words)
+    assert not set(training) & set(words)  # sampling refuses them
     sampled = run(*words[2:], "--config.eval.num_samples=24", f"--workdir={tmp_path}/run")
     assert sampled.returncode == 0, sampled.stderr
 
