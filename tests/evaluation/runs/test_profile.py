@@ -23,9 +23,8 @@ def test_a_recording_holds_what_the_device_ran_and_opens(tmp_path):
         jax.block_until_ready(squared(x))
 
     operations = longest_operations(tmp_path, count=100)
-    assert operations[0].name.startswith(
-        ("dot", "ynn")
-    )  # the matrix product, in what the compiler made of it
+    # the matrix product, in what the compiler made of it; which one is the longest is the machine's affair
+    assert any(it.name.startswith(("dot", "ynn")) for it in operations)
     assert [it.seconds for it in operations] == sorted((it.seconds for it in operations), reverse=True)
     assert sum(it.share for it in operations) == pytest.approx(1)
     assert longest_operations(tmp_path, count=1) == operations[:1]
