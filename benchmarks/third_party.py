@@ -138,13 +138,11 @@ class Network:
 
     Attributes:
         side: of its images, in pixels.
-        num_samples: of each set; fewer where an evaluation costs more.
         reference: the solver of the references.
         rows: the solvers that draw from it by default.
     """
 
     side: int
-    num_samples: int = 512
     reference: Any = SOLVERS["sde_dpm_solver_pp 300"]
     rows: tuple[str, ...] = MAIN
 
@@ -152,18 +150,18 @@ class Network:
 NETWORKS = {
     "HSC_32": Network(
         side=32,
-        num_samples=1024,
         reference=SOLVERS["euler_maruyama_log_snr 2000"],
         rows=(*ALL, "euler_maruyama_log_snr 500", "sde_dpm_solver_pp 300"),
     ),
     "HSC_64": Network(side=64),
-    "ZTF_32": Network(side=32, num_samples=1024, rows=ALL),
+    "ZTF_32": Network(side=32, reference=SOLVERS["euler_maruyama_log_snr 2000"], rows=ALL),
     "ZTF_64": Network(side=64),
     "LSST_60": Network(side=60),
     "QUASAR_72": Network(side=72),
 }
 DEFAULT = ("HSC_32", "ZTF_32", "LSST_60", "HSC_64")
 BATCH_SIZE = 32
+NUM_SAMPLES, QUICK_SAMPLES = 1024, 64
 QUICK = ("adaptive_exponential 0.02", "er_sde 20", "unipc 20")
 QUICK_REFERENCE = EulerMaruyama(num_steps=50, grid=UniformLogSNR())
 AGAIN = "reference again"
@@ -465,7 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--networks", help=f"some of {', '.join(NETWORKS)}, separated by commas")
     parser.add_argument("--solvers", help="names of rows, separated by commas")
-    parser.add_argument("--num_samples", type=int, help="of each set; 1,024, or 512 of the larger images")
+    parser.add_argument("--num_samples", type=int, help=f"of each set ({NUM_SAMPLES:,})")
     parser.add_argument("--workdir", type=Path, default=Path("runs/third_party"))
     parsed = parser.parse_args(arguments)
     names = names_in(parser, "--networks", parsed.networks, NETWORKS, DEFAULT[: 1 if parsed.quick else None])
@@ -481,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = NETWORKS[name]
         setting = Setting(
             name=name,
-            num_samples=parsed.num_samples or (64 if parsed.quick else network.num_samples),
+            num_samples=parsed.num_samples or (QUICK_SAMPLES if parsed.quick else NUM_SAMPLES),
             reference=QUICK_REFERENCE if parsed.quick else network.reference,
             folder=parsed.workdir / "samples",
         )

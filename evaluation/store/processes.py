@@ -68,18 +68,33 @@ class Processes:
     def at(self, workdir: epath.PathLike) -> Iterator[Processes]:
         """These processes at work on a folder; in it the first shows the others that it is alive.
 
-        Process 0 of several makes the folder, writes WORKDIR/process_0.alive every few seconds from a
-        thread, and removes the file at the end.
+        Process 0 of several makes the folder, and writes WORKDIR/process_0.alive every few seconds from a
+        thread. Process 0 removes the file at the end, also if it is alone: a run of several that was killed
+        may have left one.
 
         Raises:
             OSError: if the folder cannot be made.
         """
         here = dataclasses.replace(self, workdir=workdir)
-        if not self.is_first or self.count == 1:
+        if not self.is_first:
             yield here
             return
-        make_folder(workdir)
-        path, ended = epath.Path(workdir) / ALIVE, threading.Event()
+        path = epath.Path(workdir) / ALIVE
+        try:
+            with self._shown_alive(path):
+                yield here
+        finally:
+            with contextlib.suppress(Exception):  # a file that stays does no harm
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _shown_alive(self, path: epath.Path) -> Iterator[None]:
+        """Keeps writing a file, unless there is no other process to see it."""
+        if self.count == 1:
+            yield
+            return
+        make_folder(path.parent)
+        ended = threading.Event()
 
         def beat() -> None:
             while True:
@@ -90,12 +105,10 @@ class Processes:
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
-            yield here
+            yield
         finally:
             ended.set()
             thread.join()
-            with contextlib.suppress(Exception):  # a file that stays does no harm
-                path.unlink(missing_ok=True)
 
     def wait_for(self, find: Callable[[], Found | None], *, what: str) -> Found:
         """Waits for something that process 0 makes; to be called within ``at``.

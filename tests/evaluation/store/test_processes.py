@@ -63,6 +63,16 @@ def test_the_first_process_shows_that_it_is_alive_while_it_works(folder, monkeyp
     assert not path.exists()
 
 
+def test_a_sign_of_life_of_a_killed_run_goes_with_the_run_that_ends_it(folder):
+    (folder / ALIVE).write_text("host.1")
+    with SECOND.at(folder):
+        pass
+    assert (folder / ALIVE).exists()
+    with ALONE.at(folder):
+        pass
+    assert not (folder / ALIVE).exists()
+
+
 def test_only_the_first_process_writes(tmp_path):
     with SECOND.at(tmp_path / "run"):
         pass
