@@ -56,10 +56,17 @@ from sde_lib.pytrees import register_dataclass
 from solvers import (
     DDIM,
     DEIS,
+    EDM,
     ERSDE,
     RK45,
     Adaptive,
     AdaptiveExponential,
+    AncestralSampling,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ReverseDiffusion,
     SASolver,
     SDEDPMSolverPP,
     Solver,
@@ -412,6 +419,15 @@ SOLVERS: dict[str, Any] = {
     "unipc": fixed(UniPC),
     "deis": fixed(DEIS),
     "ddim": fixed(DDIM),
+    "dpm_solver_pp": fixed(DPMSolverPP),
+    "heun": Heun(num_steps=10, grid=UniformLogSNR()),
+    "edm_churn": EDM(num_steps=10, grid=UniformLogSNR(), churn=5.0),
+    "ddim_eta_1": DDIM(num_steps=20, grid=UniformLogSNR(), eta=1.0),
+    # as published, with many steps
+    "ancestral": AncestralSampling(num_steps=1000),
+    "reverse_diffusion": ReverseDiffusion(num_steps=1000),
+    "predictor_corrector": PredictorCorrector(predictor=ReverseDiffusion(num_steps=1000)),
+    "euler_maruyama": EulerMaruyama(num_steps=1000),
 }
 DEFAULT = ("adaptive_exponential",)
 SLOW = {"adaptive": 4000, "rk45": 4000}  # at most so many samples

@@ -58,9 +58,15 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 
     The arrays of a callable pytree, such as a dataclass of weights with a ``__call__``, become its leaves. If
     it has other leaves, too, it is a function like any other, since a program may depend on their values.
+
+    Raises:
+        ValueError: for what cannot be called.
     """
     if isinstance(function, Partial):
         return function
+    given = function if isinstance(function, int | float | str | None) else type(function).__name__
+    fix = "pass a function, such as score_fn(x, t)"
+    require(callable(function), "a function of samples", given, "callable", fix)
     leaves, structure = jax.tree.flatten(function)
     if jax.tree_util.treedef_is_leaf(structure) or not all(map(_is_array, leaves)):
         return Partial(function)

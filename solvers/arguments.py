@@ -117,7 +117,12 @@ def checked_score_fn(
     require_takes("score_fn", score_fn, arguments, "x, t")
     # the leaves of a Partial are arguments, so that only what is closed over is a constant
     call = jax.make_jaxpr(lambda score_fn, *arguments: score_fn(*arguments), return_shape=True)
-    program, score = call(score_fn, *arguments)
+    try:
+        program, score = call(score_fn, *arguments)
+    except Exception as error:
+        received = " and ".join(f"{each.dtype.name}{list(each.shape)}" for each in jax.tree.leaves(arguments))
+        error.add_note(f"This is an error of score_fn, which was called with a batch: {received}.")
+        raise
     traced = [held for held in (*program.consts, *jax.tree.leaves(score_fn)) if not is_known(held)]
     require(not traced, "score_fn", _described(traced[:1]), "a function of concrete weights", ON_THE_HOST)
     by_sample = [held for held in program.consts if total is not None and np.shape(held)[:1] == (total,)]

@@ -74,6 +74,8 @@ REFUSED = {
     "no key": ({"key": None}, KEY),
     "keys": ({"key": jax.random.split(jax.random.key(0))}, KEY),
     "float key": ({"key": np.zeros(2)}, KEY),
+    "no function": ({"score_fn": None}, r"a function of samples must be callable \(got None\)"),
+    "not a function": ({"score_fn": np.ones(2)}, r"a function of samples must be callable \(got 'ndarray'\)"),
     "complex": ({"score_fn": lambda x, t: x * 1j}, r"floating-point numbers \(got 'complex64'\)"),
     "whole": ({"score_fn": lambda x, t: x.astype(int)}, r"floating-point numbers \(got 'int32'\)"),
     "prior's shape": ({"sde": Flat()}, PRIOR + r".* of shape \(4,\) and type float32"),
@@ -191,3 +193,10 @@ def test_counts_and_shapes_of_numpy_are_taken():
 
 def test_a_sample_may_be_a_single_number():
     assert draw(lambda x, t: -x, shape=()).x.shape == (3,)
+
+
+def test_an_error_of_the_score_function_says_what_the_function_was_called_with():
+    with pytest.raises(ValueError, match="Incompatible shapes") as refused:
+        draw(lambda x, t: -x / (1 + t))  # made for one sample, whose t has no shape
+    note = "This is an error of score_fn, which was called with a batch: float32[4, 2] and float32[4]."
+    assert note in refused.value.__notes__
