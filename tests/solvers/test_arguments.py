@@ -198,5 +198,5 @@ def test_a_sample_may_be_a_single_number():
 def test_an_error_of_the_score_function_says_what_the_function_was_called_with():
     with pytest.raises(ValueError, match="Incompatible shapes") as refused:
         draw(lambda x, t: -x / (1 + t))  # made for one sample, whose t has no shape
-    note = "This is an error of score_fn, which was called with a batch: float32[4, 2] and float32[4]."
+    note = "This is an error of score_fn, which was called with a batch: float32[3, 2] and float32[3]."
     assert note in refused.value.__notes__
