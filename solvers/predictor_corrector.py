@@ -28,7 +28,7 @@ from solvers.euler_maruyama import EulerMaruyama
 from solvers.fixed_steps import FixedStepState, first_state, stepped
 from solvers.grids import Grid, UniformTime, grid_time
 from solvers.interface import Count, Sample, Time
-from solvers.langevin import langevin_step
+from solvers.langevin import langevin_step, warn_of_few_elements
 from solvers.noise import standard_normal
 from solvers.rows import process_of
 
@@ -201,6 +201,9 @@ class PredictorCorrector:
         ValueError: for any other predictor, an snr that is not above zero, or a number of corrector steps
             that is not a whole number above zero; from ``init``, as the predictor's ``init``.
 
+    Warns:
+        UserWarning: from ``init``, for samples of fewer than 40 elements, whose variance comes out too large.
+
     Example:
         >>> from solvers import PredictorCorrector, ReverseDiffusion
         >>> solver = PredictorCorrector(predictor=ReverseDiffusion(num_steps=500), snr=0.16)
@@ -228,6 +231,7 @@ class PredictorCorrector:
     def init(
         self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
     ) -> PredictorCorrectorState:
+        warn_of_few_elements(shape)
         predictor = self.predictor.init(sde, key, shape, dtype)
         return PredictorCorrectorState(
             x=predictor.x,

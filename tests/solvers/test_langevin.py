@@ -1,6 +1,7 @@
 """Langevin dynamics: the step, the levels, and the stationary density."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from sde_lib import VESDE
-from solvers import Status
+from solvers import PredictorCorrector, Status
 from solvers.grids import Rho, grid_time
 from solvers.langevin import AnnealedLangevin, langevin_step
 from tests.problems import SDES, Gaussian
@@ -140,3 +141,13 @@ def test_levels_that_fall_too_fast_leave_the_samples_noisy():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AnnealedLangevin(**settings)
+
+
+@pytest.mark.parametrize("solver", [AnnealedLangevin(), PredictorCorrector()], ids=["annealed", "corrector"])
+def test_samples_of_few_elements_are_warned_of(solver):
+    init = functools.partial(solver.init, VESDE(), jax.random.key(0))
+    with pytest.warns(UserWarning, match=r"many elements \(got 3\): .* comes out about 2\.8 times too large"):
+        init(shape=(3,), dtype=jnp.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        init(shape=(8, 8), dtype=jnp.float32)
