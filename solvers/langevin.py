@@ -47,8 +47,8 @@ def warn_of_few_elements(shape: tuple[int, ...]) -> None:
     if size < FEW_ELEMENTS:
         factor = (1 + 2 / size) ** 2
         warnings.warn(
-            f"Langevin steps need samples of many elements (got {size}): their length follows the norm of the "
-            f"sample's own score, and the variance of a Gaussian comes out about {factor:.2g} times too large. "
+            f"Langevin steps need samples of many elements (got {size}): their length follows the norm of a "
+            f"sample's score, and the variance of a Gaussian comes out about {factor:.2g} times too large. "
             "Use another solver, such as ReverseDiffusion or AdaptiveExponential",
             stacklevel=2,
         )
