@@ -154,7 +154,7 @@ NETWORKS = {
         rows=(*ALL, "euler_maruyama_log_snr 500", "sde_dpm_solver_pp 300"),
     ),
     "HSC_64": Network(side=64),
-    "ZTF_32": Network(side=32, rows=(*ALL, "euler_maruyama_log_snr 500")),
+    "ZTF_32": Network(side=32, rows=ALL),
     "ZTF_64": Network(side=64),
     "LSST_60": Network(side=60),
     "QUASAR_72": Network(side=72),
