@@ -85,6 +85,8 @@ FLAGS = [
     ([VE, "--config.solver.eps_rel=small"], "--config.solver.eps_rel=small: could not convert"),
     ([VE, "--config.eval.num_samples=1.5"], "--config.eval.num_samples=1.5: invalid literal for int()"),
     ([VE, "--config.solvers.name=ddim"], "solvers"),
+    ([VE, "--config.=64"], "the config has no key '': configs/base.py lists all keys"),
+    ([VE, "--config.eval..num_samples=64"], "the config has no key 'eval..num_samples'"),
     # the last value of a setting counts, also after None
     ([VE, "--config.solver.eps_rel=None", "--config.solver.eps_rel=-1"], "config.solver.eps_rel must be "),
     ([VE, "--config.solver.eps_rel=None", "--config.solver.eps_rel", "-1"], "config.solver.eps_rel must be "),
