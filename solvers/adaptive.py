@@ -148,9 +148,9 @@ class Adaptive:
     The bias of "redraw" does not vanish with the tolerance: that of the mean shrinks slowly, and that of the
     deviation grows. What "bridge" leaves is the error of the Heun step itself, which does vanish: at eps_rel
     0.1 and 0.05, fresh noise on the steps of another sample gives means of 1.981 and 1.994 (± 0.002). In one
-    dimension it is as large: at 0.05 the mean is 1.992 (± 0.001). With more dimensions the policies agree, since the norm of a sample's noise hardly varies: at
-    0.05, "redraw" and "bridge" have means of 2.045 and 1.994 in 8 dimensions, 2.003 and 1.995 in 64
-    (± 0.001), and 1.995 and 1.996 in 1,024 (± 0.0005).
+    dimension it is as large: at 0.05 the mean is 1.992 (± 0.001). With more dimensions the policies agree,
+    since the norm of a sample's noise hardly varies: at 0.05, "redraw" and "bridge" have means of 2.045 and
+    1.994 in 8 dimensions, 2.003 and 1.995 in 64 (± 0.001), and 1.995 and 1.996 in 1,024 (± 0.0005).
 
     Raises:
         ValueError: for a number out of range or an unknown choice.
