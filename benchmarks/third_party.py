@@ -86,6 +86,7 @@ from solvers import (
 PROCESS = VPSDE(beta_min=10.0, beta_max=10.0)  # the integral of beta is 10 t, up to the networks' 10 at t = 1
 BRIGHTNESS = 0.1  # the unit of an image's logarithms
 MAX_EVALUATIONS = 4000
+ALL_NOISE = 1000.0  # a data_deviation at which AdaptiveExponential adds all of the noise at every level
 
 SOLVERS: dict[str, Any] = {
     "adaptive_exponential 0.02": AdaptiveExponential(),
@@ -98,6 +99,11 @@ SOLVERS: dict[str, Any] = {
     "adaptive_exponential 0.05": AdaptiveExponential(eps_rel=0.05),
     "adaptive_exponential 0.01": AdaptiveExponential(eps_rel=0.01),
     "adaptive_exponential 0.005": AdaptiveExponential(eps_rel=0.005),
+    "adaptive_exponential_steps 20": AdaptiveExponential(num_evaluations=20),
+    "adaptive_exponential_all_noise 0.02": AdaptiveExponential(data_deviation=ALL_NOISE),
+    "adaptive_exponential_all_noise_steps 20": AdaptiveExponential(
+        num_evaluations=20, data_deviation=ALL_NOISE
+    ),
     "unipc 20": UniPC(num_steps=20),
     "dpm_solver_pp_2m 20": DPMSolverPP(num_steps=20, order=2),
     "deis 20": DEIS(num_steps=20),

@@ -522,6 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             count = min(most, SLOW.get(name, most))
             measure = functools.partial(run, number, SOLVERS[name], count)
             rows.append((number, name, records.of(identity(number, name, count), measure)))
+        jax.clear_caches()  # the programs of all solvers together exhaust the memory maps of a process
     print(f"{machine()}\n\n{table(rows)}\n")
     for name in names:
         wrong = [marks(record, PROBLEMS[number]) for number, other, record in rows if other == name]

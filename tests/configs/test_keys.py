@@ -180,10 +180,11 @@ def test_the_identity_holds_what_decides_samples_and_nothing_else():
     config = configs.load("vp/digits_adaptive")
     solver = solvers.from_config(config.solver, config.solver_defaults)
     identity, _ = config_identity(config, solver=solver, checkpoint_sha256="ff")
-    assert identity.keys() - {"checkpoint_sha256"} <= set(deciding(SAMPLES))
+    of_no_key = {"checkpoint_sha256", "solver.revision"}
+    assert identity.keys() - of_no_key <= set(deciding(SAMPLES))
     unused = {f"sde.{name}" for name in config.sde.keys() - process_settings("vp").keys()} - {"sde.name"}
     unused |= {f"solver.{name}" for name in VALUES.keys() - settings_of("adaptive")} | ADDED.keys()
-    assert set(deciding(SAMPLES)) - unused == identity.keys() - {"checkpoint_sha256"}
+    assert set(deciding(SAMPLES)) - unused == identity.keys() - of_no_key
     assert identity["solver.eps_abs"] == 2 / 256
 
 
