@@ -149,7 +149,9 @@ class AdaptiveExponential:
             the data part; above them it is half as much. 0 is for the probability flow, 1 for all of the
             noise, which compensates for errors of the network.
         data_deviation: standard deviation of the data's elements, which says where modes part. A factor of
-            two changes little. It is about 0.5 for images in [−1, 1] and 0.25 for images in [0, 1].
+            two changes little. It is about 0.5 for images in [−1, 1] and 0.25 for images in [0, 1]. For data
+            that are far from 0, such as 7.1 ± 0.4, take the root mean square: a network may need the noise
+            at the levels where it finds the offset. A very large number keeps all of the noise everywhere.
 
     Raises:
         ValueError: for a setting out of range, or an eps_rel together with num_evaluations.
