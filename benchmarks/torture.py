@@ -413,6 +413,7 @@ SOLVERS: dict[str, Any] = {
     "adaptive_exponential_ode": AdaptiveExponential(eta=0.0),
     "adaptive": Adaptive(eps_rel=0.02, noise_on_rejection="bridge"),
     "rk45": RK45(rtol=1e-3, atol=1e-3),
+    "rk45_tight": RK45(rtol=1e-5, atol=1e-5),
     "sde_dpm_solver_pp": fixed(SDEDPMSolverPP),
     "er_sde": fixed(ERSDE),
     "sa_solver": fixed(SASolver),
@@ -430,7 +431,7 @@ SOLVERS: dict[str, Any] = {
     "euler_maruyama": EulerMaruyama(num_steps=1000),
 }
 DEFAULT = ("adaptive_exponential",)
-SLOW = {"adaptive": 4000, "rk45": 4000}  # at most so many samples
+SLOW = {"adaptive": 4000, "rk45": 4000, "rk45_tight": 4000}  # at most so many samples
 
 
 def identity(number: int, name: str, most: int) -> str:

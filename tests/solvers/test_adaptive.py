@@ -95,6 +95,18 @@ def test_after_a_rejection_only_a_smaller_step_is_asked_for(trace):
             assert asked[i][1] == states[i].t_proposed
 
 
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+def test_a_step_without_an_error_grows_by_the_number_of_elements_and_no_more(shape):
+    sde, solver = SDES["vp"], Adaptive(first_step=0.01, noise_on_rejection="redraw")
+    state = solver.init(sde, jax.random.key(0), shape, jnp.float32)
+    for _ in range(2):  # at 0 without noise, the drift is 0, and so is E
+        zero = jnp.zeros(shape)
+        state = dataclasses.replace(state, x=zero, z=zero, x_proposed=zero)
+        state = solver.tell(sde, state, zero)
+    assert state.accepted == 1
+    np.testing.assert_allclose(state.h, 0.01 * (1 + state.x.size), rtol=1e-6)
+
+
 def test_it_lands_on_eps_itself_and_never_goes_past_it(trace):
     sde, states, asked = trace
     eps = np.float32(sde.eps)
