@@ -180,6 +180,7 @@ RATIOS = ("flux", "spread", *BANDS)
 LARGE = 4.0  # standard errors
 MANY = 14  # noisy images, as unlikely as LARGE
 SPLITS = 200
+TICKS = (20, 50, 100, 200, 500)  # evaluations
 
 Images = Float[np.ndarray, "n h w"]
 
@@ -419,6 +420,9 @@ def plot(rows: Rows, path: Path) -> None:
     FigureCanvasAgg(figure)
     styles: dict[str, dict[str, Any]] = {
         "adaptive_exponential": {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3},
+        "adaptive_exponential_steps": {"color": "black", "marker": "s"},
+        "adaptive_exponential_all_noise": {"color": "black", "marker": "o", "markerfacecolor": "white"},
+        "adaptive_exponential_all_noise_steps": {"color": "black", "marker": "s", "markerfacecolor": "white"},
         "adaptive": {"color": "tab:red", "linewidth": 2, "marker": "o", "zorder": 3},
     }
     handles: dict[str, Any] = {}
@@ -437,6 +441,8 @@ def plot(rows: Rows, path: Path) -> None:
             style = styles.setdefault(label, other)
             (handles[label],) = axes.plot(*zip(*sorted(points), strict=True), markersize=4, **style)
         axes.set(xscale="log", yscale="log", xlabel="evaluations a sample", title=name)
+        axes.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
+        axes.set_xticks([], minor=True)
         axes.set_ylabel("distance, over that of chance")
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     with atomic_file(path) as file:
