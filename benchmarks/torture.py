@@ -61,11 +61,9 @@ from solvers import (
     RK45,
     Adaptive,
     AdaptiveExponential,
-    AncestralSampling,
     DPMSolverPP,
     EulerMaruyama,
     Heun,
-    PredictorCorrector,
     ReverseDiffusion,
     SASolver,
     SDEDPMSolverPP,
@@ -424,10 +422,7 @@ SOLVERS: dict[str, Any] = {
     "heun": Heun(num_steps=10, grid=UniformLogSNR()),
     "edm_churn": EDM(num_steps=10, grid=UniformLogSNR(), churn=5.0),
     "ddim_eta_1": DDIM(num_steps=20, grid=UniformLogSNR(), eta=1.0),
-    # as published, with many steps
-    "ancestral": AncestralSampling(num_steps=1000),
     "reverse_diffusion": ReverseDiffusion(num_steps=1000),
-    "predictor_corrector": PredictorCorrector(predictor=ReverseDiffusion(num_steps=1000)),
     "euler_maruyama": EulerMaruyama(num_steps=1000),
 }
 DEFAULT = ("adaptive_exponential",)
