@@ -35,10 +35,10 @@ def parse(argv: Sequence[str], used: Mapping[str, Collection[str]]) -> list[str]
     """
     argv = _with_stated_config(argv, used)
     given = [argument for argument in argv if argument.startswith("--config.")]
-    for key in (text.removeprefix("--config.").partition("=")[0] for text in given):
+    last = {text.partition("=")[0]: text for text in given}  # of a key given twice, the last value counts
+    for key in (flag.removeprefix("--config.") for flag in last):
         if not all(name.partition("[")[0].isidentifier() for name in key.split(".")):
             refuse(f"the config has no key {key!r}: configs/base.py lists all keys, such as eval.num_samples")
-    last = {text.partition("=")[0]: text for text in given}  # of a key given twice, the last value counts
     cleared = [text for text in last.values() if text.endswith("=None")]
     read = [text for text in argv if not (text in given and text.endswith("=None"))]
     others = [_with_config_found(argument) for argument in read]
