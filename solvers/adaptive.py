@@ -32,6 +32,7 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import STATIC, register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
+from solvers.review import not_far_below
 from solvers.sums import root_mean_square, sum_of_squares
 
 Norm = Literal["l2_scaled", "l2", "linf"]
@@ -191,6 +192,10 @@ class Adaptive:
         require_choice("norm", self.norm, get_args(Norm))
         require_choice("error_estimate", self.error_estimate, get_args(ErrorEstimate))
         require_choice("noise_on_rejection", self.noise_on_rejection, get_args(NoiseOnRejection))
+
+    def review(self, size: float) -> str | None:
+        """A message if ``eps_abs`` is large for samples of this root mean square."""
+        return not_far_below("eps_abs", self.eps_abs, size)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> AdaptiveState:
         x = sde.prior(prior_key(key), shape, dtype)

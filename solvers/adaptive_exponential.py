@@ -67,6 +67,7 @@ from solvers.exponential import (
 )
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key, standard_normal
+from solvers.review import unsuited
 from solvers.sums import inner_product, root_mean_square, sum_of_squares
 
 # The longest step in log-SNR under a tolerance, and the first, which has no error estimate. While the noise
@@ -84,6 +85,7 @@ SHARE = 0.5  # of the tolerance, for the error of one step
 ORDER = 3  # of the polynomial
 FAR_ABOVE = 0.25  # η² at noise far above that where modes part, over that far below
 STEPS = 64.0  # of the ODE: the number of steps whose errors are assumed to add up
+FAR_ABOVE_DEVIATION = 5.0  # size of samples, over data_deviation, at which a network may lack the noise
 
 
 @register_dataclass
@@ -256,6 +258,14 @@ class AdaptiveExponential:
             accepted=n + 1,
             rejected=state.rejected,
         )
+
+    def review(self, size: float) -> str | None:
+        """A message if samples of this root mean square are far larger than ``data_deviation`` says."""
+        if self.eta == 0 or size <= FAR_ABOVE_DEVIATION * self.data_deviation:
+            return None
+        allowed = f"about the samples' root mean square {size:.2g}"
+        fix = "raise it, since a network may need the noise that is left out at high noise levels"
+        return unsuited("data_deviation", self.data_deviation, allowed, fix)
 
     def noise_share(self, log_snr: Number, h: Number, size: int) -> Number:
         """η of a step of length h from this log-SNR, for a sample of ``size`` elements."""

@@ -60,6 +60,7 @@ from solvers.lanes import (
 from solvers.layouts import FlatScore, Layout
 from solvers.progress import bar as progress_bar
 from solvers.queues import Dealt, Queues, SampleIds, checked_ids, ids_asked_for, lanes_for
+from solvers.review import review
 from solvers.rows import Rows, RowSource, Start
 
 SECONDS_PER_CALL = 0.5  # aim for the length of a call of the compiled loop
@@ -171,6 +172,10 @@ def sample(
             or solver whose class is not a pytree, conditions or starts that do not match the ids, a start
             outside (eps, T], or a call inside ``jax.jit``, ``jax.vmap`` or ``jax.grad``.
 
+    Warns:
+        UserWarning: if the samples are smaller than the noise at eps, or far from the size that a setting
+            of the solver assumes. Their distribution may then be wrong.
+
     Example:
         >>> import jax, sde_lib, solvers
         >>> sde = sde_lib.VPSDE()
@@ -216,13 +221,15 @@ def sample(
         arrays = [getattr(part, name) for part in parts]
         return jax.tree.map(lambda *pieces: np.concatenate(pieces)[order], *arrays)
 
+    x, status = joined("x"), joined("status")
+    review(sde, solver, jax.tree.map(lambda leaf: leaf[status == Status.COMPLETED], x))
     return Solution(
-        x=joined("x"),
+        x=x,
         sample_ids=ids,
         nfe=joined("nfe"),
         accepted=joined("accepted"),
         rejected=joined("rejected"),
-        status=joined("status"),
+        status=status,
         device_calls=np.sum([part.device_calls for part in parts], axis=0),
         lane_evaluations=sum(part.lane_evaluations for part in parts),
         seconds_compile=sum(part.seconds_compile for part in parts),

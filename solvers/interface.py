@@ -54,7 +54,8 @@ class Solver(Protocol):
         rejected    number of steps tried and rejected
 
     ``solvers.trace`` reads one more where there is one: e, the error of the last step judged, in units of the
-    tolerance.
+    tolerance. A solver whose settings depend on the size of the data has one more method, ``review(size)``:
+    for finished samples of this root mean square, it returns a message if the settings do not suit them.
 
     Attributes:
         evaluations_per_step: score evaluations of one attempted step, when every attempt starts from scratch,

@@ -33,6 +33,7 @@ from sde_lib.processes import Scalar
 from sde_lib.pytrees import register_dataclass
 from solvers.interface import Count, Flag, Sample, Status, Time
 from solvers.noise import prior_key
+from solvers.review import not_far_below
 from solvers.sums import root_mean_square
 
 SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0
@@ -99,6 +100,10 @@ class RK45:
 
     def __post_init__(self) -> None:
         require_positive(rtol=self.rtol, atol=self.atol)
+
+    def review(self, size: float) -> str | None:
+        """A message if ``atol`` is large for samples of this root mean square."""
+        return not_far_below("atol", self.atol, size)
 
     def init(self, sde: SDE, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> RK45State:
         t = jnp.asarray(sde.T, dtype)
