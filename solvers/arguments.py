@@ -22,6 +22,10 @@ from solvers.interface import Solver
 from solvers.lanes import VECTOR
 from solvers.noise import prior_key
 
+KEPT = 64  # results of score functions, in ``_RESULTS``
+_RESULTS: dict[
+    Any, Any
+] = {}  # shape and type, by score function and arguments; of those that close over no array
 ON_THE_HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host"
 
 
@@ -115,17 +119,15 @@ def checked_score_fn(
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape[1:]), leaf.dtype), condition)
     arguments = (x, t) if condition is None else (x, t, rows)
     require_takes("score_fn", score_fn, arguments, "x, t")
-    # the leaves of a Partial are arguments, so that only what is closed over is a constant
-    call = jax.make_jaxpr(lambda score_fn, *arguments: score_fn(*arguments), return_shape=True)
     try:
-        program, score = call(score_fn, *arguments)
+        arrays, score = _closed_over(score_fn, arguments)
     except Exception as error:
         received = " and ".join(f"{each.dtype.name}{list(each.shape)}" for each in jax.tree.leaves(arguments))
         error.add_note(f"This is an error of score_fn, which was called with a batch: {received}.")
         raise
-    traced = [held for held in (*program.consts, *jax.tree.leaves(score_fn)) if not is_known(held)]
+    traced = [held for held in (*arrays, *jax.tree.leaves(score_fn)) if not is_known(held)]
     require(not traced, "score_fn", _described(traced[:1]), "a function of concrete weights", ON_THE_HOST)
-    by_sample = [held for held in program.consts if total is not None and np.shape(held)[:1] == (total,)]
+    by_sample = [held for held in arrays if total is not None and np.shape(held)[:1] == (total,)]
     if by_sample and total != 1:
         warnings.warn(
             f"score_fn holds an {_described(by_sample[0])}. If it has a row for each of the {total} samples, "
@@ -143,9 +145,40 @@ def checked_score_fn(
     real = jnp.issubdtype(score.dtype, jnp.floating)
     fix = "return real numbers of a floating-point type"
     require(real, "score_fn(x, t)", score.dtype.name, "an array of floating-point numbers", fix)
-    if not program.consts:
+    if not arrays:
         return score_fn
-    return Partial(_Holding(score_fn.func, tuple(program.consts)), *score_fn.args, **score_fn.keywords)
+    return Partial(_Holding(score_fn.func, arrays), *score_fn.args, **score_fn.keywords)
+
+
+def _closed_over(score_fn: Partial, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """The arrays that a score function closes over, and the shape and type of its result.
+
+    To trace a large network takes as long as several of its evaluations. So a function without such arrays is
+    traced only once. They are the one thing that may change between two calls: of whatever else it reads, the
+    compiled program keeps the first value, too.
+    """
+    leaves, structure = jax.tree.flatten(score_fn)
+    specs, form = jax.tree.flatten(arguments)
+    outline = (structure, form, *map(jax.typeof, leaves), *((each.shape, each.dtype) for each in specs))
+    hashable = _is_hashable(outline)
+    if hashable and outline in _RESULTS:
+        return (), _RESULTS[outline]
+    # the leaves of a Partial are arguments, so that only what is closed over is a constant
+    call = jax.make_jaxpr(lambda score_fn, *arguments: score_fn(*arguments), return_shape=True)
+    program, score = call(score_fn, *arguments)
+    if hashable and not program.consts:
+        if len(_RESULTS) == KEPT:
+            _RESULTS.clear()
+        _RESULTS[outline] = score
+    return tuple(program.consts), score
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -434,14 +434,21 @@ def test_a_step_number_must_be_whole():
 
 
 def test_a_partial_keeps_its_arrays_as_arguments():
-    """Other weights of the same shape do not recompile."""
-    sde = SDES["vp"]
+    """Other weights of the same shape neither recompile nor trace the network again, which can take long."""
+    sde, traces = SDES["vp"], []
 
     def score_fn(mean, x, t):
+        traces.append(x.shape)
         return jax.vmap(lambda x, t: Gaussian().score(sde, x - mean, t))(x, t)
 
     solver = EulerMaruyama(num_steps=20)
     draw(score_fn=Partial(score_fn, jnp.float32(0.0)), solver=solver, num_samples=16, batch_size=16)
+    traces.clear()
     with counted() as compiled:
         draw(score_fn=Partial(score_fn, jnp.float32(0.5)), solver=solver, num_samples=16, batch_size=16)
     assert not compiled
+    assert not traces
+    with pytest.raises(
+        ValueError, match="one array of x's shape"
+    ):  # of another shape, it is another function
+        draw(score_fn=Partial(score_fn, jnp.zeros(3)), solver=solver, num_samples=16, batch_size=16)
