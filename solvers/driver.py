@@ -492,7 +492,12 @@ class _Pace:
 
 def _on_host(finished: Finished, counts: Counts) -> dict[str, np.ndarray]:
     """The finished samples of all devices, one device after the other; waits for the transfer."""
-    return {name: _joined(array, counts.finished) for name, array in vars(jax.device_get(finished)).items()}
+    arrays = vars(finished)
+    if not np.any(
+        counts.finished
+    ):  # the room for them, which is that of several batches, stays on the devices
+        return {name: np.zeros((0, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+    return {name: _joined(array, counts.finished) for name, array in jax.device_get(arrays).items()}
 
 
 def _joined(array: Any, lengths: Any) -> np.ndarray:
