@@ -22,10 +22,10 @@ from solvers.interface import Solver
 from solvers.lanes import VECTOR
 from solvers.noise import prior_key
 
-KEPT = 64  # results of score functions, in ``_RESULTS``
-_RESULTS: dict[
-    Any, Any
-] = {}  # shape and type, by score function and arguments; of those that close over no array
+# The shape and type of a score, by its function and arguments, of functions that close over no array; the
+# latest, at most KEPT.
+_RESULTS: dict[Any, Any] = {}
+KEPT = 64
 ON_THE_HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host"
 
 

@@ -493,9 +493,8 @@ class _Pace:
 def _on_host(finished: Finished, counts: Counts) -> dict[str, np.ndarray]:
     """The finished samples of all devices, one device after the other; waits for the transfer."""
     arrays = vars(finished)
-    if not np.any(
-        counts.finished
-    ):  # the room for them, which is that of several batches, stays on the devices
+    # the room for them is that of several batches, so it stays on the devices if it is empty
+    if not np.any(counts.finished):
         return {name: np.zeros((0, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
     return {name: _joined(array, counts.finished) for name, array in jax.device_get(arrays).items()}
 
