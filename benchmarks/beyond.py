@@ -49,7 +49,7 @@ import sde_lib
 import solvers
 from benchmarks.exact_score import adaptive, code_of, figures_of_samples
 from benchmarks.mixture import SHAPE, digits_mixture
-from benchmarks.report import hash_of, kept, machine, names_in, write_json
+from benchmarks.report import OURS, PAPERS, hash_of, kept, machine, names_in, write_json
 from evaluation.metrics import fid
 from evaluation.metrics.inception_score import inception_score
 from evaluation.runs import measurement
@@ -360,8 +360,8 @@ def plot(path: Path, records: dict[Task, dict[str, float]], problems: Sequence[s
     figure = Figure(figsize=(5.5 * columns + 2, 4 * rows), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     styles: dict[str, dict[str, Any]] = {
-        "paper": {"color": "tab:red", "linewidth": 2, "marker": "o", "zorder": 3},
-        "ours": {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3},
+        "paper": PAPERS,
+        "ours": OURS,
         "ours at eta 0": {"color": "black", "linewidth": 1, "marker": "s", "linestyle": "--", "zorder": 3},
         "ours, eta 0": {"color": "black", "marker": "s", "linestyle": "none", "zorder": 3},
         "ours, eta 0.5": {"color": "grey", "marker": "s", "linestyle": "none", "zorder": 3},

@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 import solvers
 from benchmarks.mixture import SHAPE, Mixture, digits_mixture, pixel_unit
-from benchmarks.report import hash_of, kept, machine, names_in, write_json
+from benchmarks.report import OURS, PAPERS, hash_of, kept, machine, names_in, write_json
 from evaluation.metrics.fid import frechet_distance
 from evaluation.runs.tables import markdown
 from evaluation.store.files import atomic_file, make_folder
@@ -70,10 +70,7 @@ MAIN_BANDWIDTH = 0.1  # every setting is run here; at the others, only each solv
 NUM_SAMPLES, SEEDS, BATCH_SIZE = 4096, 3, 1024
 MAX_EVALUATIONS = 4000
 MAX_EVALUATIONS_OFF_THE_SHELF = 1000  # fewer, because each batch waits for its slowest sample
-STYLES: dict[str, dict[str, Any]] = {  # in the plot, of the solvers that the page is about
-    "adaptive": {"color": "tab:red", "marker": "o", "linewidth": 2, "zorder": 3},
-    "adaptive_exponential": {"color": "black", "marker": "o", "linewidth": 2, "zorder": 3},
-}
+STYLES = {"adaptive": PAPERS, "adaptive_exponential": OURS}  # in the plot
 MEASURED = ("nfe_mean", "nfe_max", "frechet", "log_likelihood", "residual", "modes", "failed")
 
 
@@ -440,8 +437,8 @@ def plot(path: Path, records: dict[Cell, dict[str, float]]) -> None:
                     (np.mean(run["nfe_mean"]), np.mean(run[measured]), np.std(run[measured])) for run in runs
                 )
                 nfe, values, deviations = np.transpose(points)
-                style = {"color": f"C{i % 10}", "marker": "osv^DPX*"[i // 10], "linewidth": 1}
-                style = STYLES.get(name, style)
+                other = {"color": f"C{i % 10}", "marker": "osv^DPX*"[i // 10], "linewidth": 1}
+                style = STYLES.get(name, other)
                 panel.errorbar(nfe, values, deviations, label=name, markersize=4, **style)
             panel.set(xscale="log", xlabel="evaluations a sample", ylabel=label)
             panel.set_title(f"{sde}, bandwidth {MAIN_BANDWIDTH:g}")

@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: the machine's description, the files that they write, and names in a flag.
+"""Shared by all benchmarks: the machine's description, their files and plots, and names in a flag.
 
 python -m benchmarks.report FOLDER
 
@@ -21,6 +21,9 @@ from evaluation.store.files import atomic_file
 from sde_lib.checks import refusal, require_choice
 
 Run = TypeVar("Run")
+# in plots, of AdaptiveExponential and of the paper's solver
+OURS: dict[str, Any] = {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3}
+PAPERS: dict[str, Any] = {**OURS, "color": "tab:red"}
 
 
 def main(arguments: list[str] | None = None) -> None:

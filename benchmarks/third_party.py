@@ -54,7 +54,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.exact_score import code_of
-from benchmarks.report import Records, hash_of, machine, names_in, write_json
+from benchmarks.report import OURS, PAPERS, Records, hash_of, machine, names_in, write_json
 from evaluation.metrics.bootstrap import Z
 from evaluation.metrics.sliced_wasserstein import SCALE, directions, sliced_wasserstein
 from evaluation.runs.tables import markdown
@@ -419,11 +419,11 @@ def plot(rows: Rows, path: Path) -> None:
     figure = Figure(figsize=(5 * columns + 2.5, 4 * height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     styles: dict[str, dict[str, Any]] = {
-        "adaptive_exponential": {"color": "black", "linewidth": 2, "marker": "o", "zorder": 3},
+        "adaptive_exponential": OURS,
         "adaptive_exponential_steps": {"color": "black", "marker": "s"},
         "adaptive_exponential_all_noise": {"color": "black", "marker": "o", "markerfacecolor": "white"},
         "adaptive_exponential_all_noise_steps": {"color": "black", "marker": "s", "markerfacecolor": "white"},
-        "adaptive": {"color": "tab:red", "linewidth": 2, "marker": "o", "zorder": 3},
+        "adaptive": PAPERS,
     }
     handles: dict[str, Any] = {}
     for name, axes in zip(names, figure.subplots(height, columns, squeeze=False).flat, strict=False):

@@ -263,9 +263,8 @@ class AdaptiveExponential:
         """A message if samples of this root mean square are far larger than ``data_deviation`` says."""
         if self.eta == 0 or size <= FAR_ABOVE_DEVIATION * self.data_deviation:
             return None
-        allowed = f"about the samples' root mean square {size:.2g}"
         fix = "raise it, since a network may need the noise that is left out at high noise levels"
-        return unsuited("data_deviation", self.data_deviation, allowed, fix)
+        return unsuited("data_deviation", self.data_deviation, "about", size, fix)
 
     def noise_share(self, log_snr: Number, h: Number, size: int) -> Number:
         """η of a step of length h from this log-SNR, for a sample of ``size`` elements."""

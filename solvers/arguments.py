@@ -22,10 +22,7 @@ from solvers.interface import Solver
 from solvers.lanes import VECTOR
 from solvers.noise import prior_key
 
-# The shape and type of a score, by its function and arguments, of functions that close over no array; the
-# latest, at most KEPT.
-_RESULTS: dict[Any, Any] = {}
-KEPT = 64
+KEPT = 64  # results of score functions, in ``_RESULTS``
 ON_THE_HOST = "call sample outside of jax.jit, jax.vmap and jax.grad, since it runs on the host"
 
 
@@ -148,6 +145,10 @@ def checked_score_fn(
     if not arrays:
         return score_fn
     return Partial(_Holding(score_fn.func, arrays), *score_fn.args, **score_fn.keywords)
+
+
+# by function and arguments, of functions that close over no array
+_RESULTS: dict[Any, jax.ShapeDtypeStruct] = {}
 
 
 def _closed_over(score_fn: Partial, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:

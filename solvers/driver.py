@@ -72,7 +72,6 @@ IDS_PER_LANE = 2
 # The shortest calls, as a fraction of the mean sample. They are needed while the last ids are dealt: an id
 # that waits for a lane on one device may find an idle lane on another.
 LAST_CALLS = 1 / 8
-REVIEWED = 1024  # samples, which tell the size of the data well enough
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,23 +221,22 @@ def sample(
         arrays = [getattr(part, name) for part in parts]
         return jax.tree.map(lambda *pieces: np.concatenate(pieces)[order], *arrays)
 
-    x, status = joined("x"), joined("status")
-    if start is None:  # from a start of the caller's own, samples need not end as data
-        some = np.flatnonzero(status == Status.COMPLETED)[:REVIEWED]
-        review(sde, solver, jax.tree.map(lambda leaf: leaf[some], x))
-    return Solution(
-        x=x,
+    solution = Solution(
+        x=joined("x"),
         sample_ids=ids,
         nfe=joined("nfe"),
         accepted=joined("accepted"),
         rejected=joined("rejected"),
-        status=status,
+        status=joined("status"),
         device_calls=np.sum([part.device_calls for part in parts], axis=0),
         lane_evaluations=sum(part.lane_evaluations for part in parts),
         seconds_compile=sum(part.seconds_compile for part in parts),
         seconds_sampling=sum(part.seconds_sampling for part in parts),
         evaluations_per_call=parts[0].evaluations_per_call,
     )
+    if start is None:  # from a start of the caller's own, samples need not end as data
+        review(sde, solver, solution.x, solution.status)
+    return solution
 
 
 def _unchanged(x: Array) -> Array:

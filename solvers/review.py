@@ -15,50 +15,52 @@ import numpy as np
 
 from sde_lib import SDE
 from sde_lib.checks import refusal
+from solvers.interface import Status
 
+REVIEWED = 1024  # samples, which tell the size of the data well enough
 FAR_BELOW = 0.1  # the share of the samples' size that an absolute tolerance may have
 
 
-def review(sde: SDE, solver: Any, x: Any) -> None:
+def review(sde: SDE, solver: Any, x: Any, status: np.ndarray) -> None:
     """Warns if samples are smaller than the noise at eps, or do not suit a solver that has a ``review``.
 
     Args:
-        x: completed samples, [n, ...] or a pytree of such arrays; there may be none.
+        x: samples, [n, ...] or a pytree of such arrays, of which those that completed count.
+        status: their status, [n].
     """
-    size = root_mean_square_of(x)
+    size = size_of(x, np.flatnonzero(status == Status.COMPLETED)[:REVIEWED])
     if size == 0:
         return
+    messages = []
     alpha, sigma = sde.marginal(sde.eps)
-    fix = "scale the data up, or end at a smaller eps"
-    messages = [not_far_below("the noise that is left at eps", sigma / alpha, size, fix, share=1.0)]
-    messages += [solver.review(size)] if hasattr(solver, "review") else []
+    if sigma / alpha > size:
+        fix = "scale the data up, or end at a smaller eps"
+        messages.append(unsuited("the noise that is left at eps", sigma / alpha, "far below", size, fix))
+    if hasattr(solver, "review"):
+        messages.append(solver.review(size))
     for message in filter(None, messages):
         warnings.warn(message, stacklevel=3)  # at the caller of ``sample``
 
 
-def root_mean_square_of(x: Any) -> float:
-    """Of all elements of a pytree of arrays; 0 if there are none.
+def size_of(x: Any, rows: np.ndarray) -> float:
+    """The root mean square of these rows of a pytree of arrays; 0 if there are none.
 
     Example:
-        >>> root_mean_square_of({"a": np.array([3.0, 4.0]), "b": np.array([5.0, 0.0])})
+        >>> size_of({"a": np.array([[3.0], [4.0], [9.0]]), "b": np.array([5.0, 0.0, 9.0])}, np.array([0, 1]))
         3.5355339059327378
     """
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(x)]
-    squares = sum(float(np.sum(leaf**2)) for leaf in leaves)
-    return math.sqrt(squares / max(sum(leaf.size for leaf in leaves), 1))
+    # one row at a time, since those of large images would fill the memory in float64
+    chosen = [leaf[i] for leaf in jax.tree.leaves(x) for i in rows]
+    squares = sum(float(np.sum(np.asarray(row, np.float64) ** 2)) for row in chosen)
+    return math.sqrt(squares / max(sum(row.size for row in chosen), 1))
 
 
-def not_far_below(
-    name: str, value: Any, size: float, fix: str = "", *, share: float = FAR_BELOW
-) -> str | None:
-    """A message if a value is more than this share of the samples' root mean square."""
-    if value <= share * size:
-        return None
-    return unsuited(
-        name, value, f"far below the samples' root mean square {size:.2g}", fix or f"lower {name}"
-    )
+def not_far_below(name: str, value: Any, size: float) -> str | None:
+    """A message if an absolute tolerance is large for samples of this root mean square."""
+    return unsuited(name, value, "far below", size, f"lower {name}") if value > FAR_BELOW * size else None
 
 
-def unsuited(name: str, value: Any, allowed: str, fix: str) -> str:
-    """The message of ``refusal`` for a number that JAX may hold."""
+def unsuited(name: str, value: Any, relation: str, size: float, fix: str) -> str:
+    """The message of ``refusal`` for a setting that should be in a relation to the size of the samples."""
+    allowed = f"{relation} the samples' root mean square {size:.2g}"
     return refusal(name, float(f"{float(value):.2g}"), allowed, fix)

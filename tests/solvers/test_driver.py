@@ -448,7 +448,6 @@ def test_a_partial_keeps_its_arrays_as_arguments():
         draw(score_fn=Partial(score_fn, jnp.float32(0.5)), solver=solver, num_samples=16, batch_size=16)
     assert not compiled
     assert not traces
-    with pytest.raises(
-        ValueError, match="one array of x's shape"
-    ):  # of another shape, it is another function
+    # with an array of another shape, it is checked again
+    with pytest.raises(ValueError, match="one array of x's shape"):
         draw(score_fn=Partial(score_fn, jnp.zeros(3)), solver=solver, num_samples=16, batch_size=16)

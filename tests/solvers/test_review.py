@@ -73,8 +73,8 @@ def test_samples_that_suit_them_come_without(sde, solver, data):
 def test_no_samples_and_zeros_say_nothing_about_size():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        review(VP, Adaptive(), np.zeros((0, 8)))
-        review(VP, Adaptive(), {"a": np.zeros((3, 8)), "b": np.zeros(3)})
+        review(VP, Adaptive(), np.zeros((0, 8)), np.zeros(0, np.int32))
+        review(VP, Adaptive(), {"a": np.zeros((3, 8)), "b": np.zeros(3)}, np.zeros(3, np.int32))
 
 
 def test_samples_that_failed_do_not_count():
